@@ -55,11 +55,11 @@ type Layout struct {
 	BitOrder  BitOrder // which bit of a word is its first block
 	DataBit   uint8    // the bit of a block with data, 0 or 1
 	PadBit    uint8    // the bit that stands for no block, 0 or 1
-	Word      Word     //
-	PadTo     int64    // the file's length is a multiple of this; 0 for no fill
-	TrimTail  bool     // trailing zero words are dropped; excludes PadTo
-	Header    []byte   // literal bytes before the bits
-	Trailer   []byte   // literal bytes at the end of the file
+	Word      Word
+	PadTo     int64  // the file's length is a multiple of this; 0 for no fill
+	TrimTail  bool   // trailing zero words are dropped; excludes PadTo
+	Header    []byte // literal bytes before the bits
+	Trailer   []byte // literal bytes at the end of the file
 }
 
 // Layouts returns the built-in layouts, the default one first. The caller may
@@ -148,10 +148,7 @@ func (l Layout) Encode(m *Map) ([]byte, error) {
 			l.Name, l.BlockSize, m.blockSize)
 	}
 	size := l.EncodedSize(m.virtualSize)
-	if l.TrimTail {
-		size += 8 // room for the 64-bit steps below; the tail is cut anyway
-	}
-	out := make([]byte, 0, size+8)
+	out := make([]byte, 0, size+8) // the last step of 64 bits may reach past the last word
 	out = append(out, l.Header...)
 	for i := range m.words {
 		w := m.words[i].Load()
@@ -170,7 +167,7 @@ func (l Layout) Encode(m *Map) ([]byte, error) {
 		out = out[:start+trimmed(out[start:], l.Word.Bytes)]
 	}
 	if l.PadTo > 0 {
-		fill := l.EncodedSize(m.virtualSize) - int64(len(out)+len(l.Trailer))
+		fill := size - int64(len(out)+len(l.Trailer))
 		out = append(out, bytes.Repeat([]byte{byte(l.padWord())}, int(fill))...)
 	}
 	return append(out, l.Trailer...), nil
@@ -229,6 +226,10 @@ func (l Layout) Decode(data []byte, virtualSize int64) (*Map, error) {
 	if err := l.Validate(); err != nil {
 		return nil, err
 	}
+	if err := checkSize(virtualSize, l.BlockSize); err != nil {
+		return nil, err
+	}
+	// The length is checked before anything is allocated.
 	size, fixed := l.EncodedSize(virtualSize), len(l.Header)+len(l.Trailer)
 	got := int64(len(data))
 	switch {
@@ -264,10 +265,14 @@ func (l Layout) Decode(data []byte, virtualSize int64) (*Map, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !cmp.Equal {
+	switch {
+	case cmp.Equal:
+		return m, nil
+	case cmp.Region == RegionEnd:
+		return nil, l.formatErrorf(-1, "%d bytes, where the same blocks take %d", cmp.Got, cmp.Want)
+	default:
 		return nil, l.formatErrorf(cmp.Offset, "the %s differs from what the layout has there", cmp.Region)
 	}
-	return m, nil
 }
 
 func (l Layout) formatErrorf(offset int64, format string, args ...any) error {

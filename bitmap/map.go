@@ -50,17 +50,8 @@ type Map struct {
 // The last block may reach past the end of the disk. blockSize is in bytes, a
 // power of two, at least [MinBlockSize]. The error is a [*SizeError].
 func NewMap(virtualSize, blockSize int64) (*Map, error) {
-	reason := ""
-	switch {
-	case virtualSize <= 0:
-		reason = "the virtual size must be positive"
-	case blockSize < MinBlockSize || blockSize&(blockSize-1) != 0:
-		reason = fmt.Sprintf("the block size must be a power of two, at least %d", MinBlockSize)
-	case blockCount(virtualSize, blockSize) > MaxBlocks:
-		reason = fmt.Sprintf("more than %d blocks; choose a larger block", MaxBlocks)
-	}
-	if reason != "" {
-		return nil, &SizeError{VirtualSize: virtualSize, BlockSize: blockSize, Reason: reason}
+	if err := checkSize(virtualSize, blockSize); err != nil {
+		return nil, err
 	}
 	n := blockCount(virtualSize, blockSize)
 	return &Map{
@@ -70,6 +61,21 @@ func NewMap(virtualSize, blockSize int64) (*Map, error) {
 		blocks:      n,
 		words:       make([]atomic.Uint64, (n+63)/64),
 	}, nil
+}
+
+func checkSize(virtualSize, blockSize int64) error {
+	reason := ""
+	switch {
+	case virtualSize <= 0:
+		reason = "the virtual size must be positive"
+	case blockSize < MinBlockSize || blockSize&(blockSize-1) != 0:
+		reason = fmt.Sprintf("the block size must be a power of two, at least %d", MinBlockSize)
+	case blockCount(virtualSize, blockSize) > MaxBlocks:
+		reason = fmt.Sprintf("more than %d blocks; choose a larger block", MaxBlocks)
+	default:
+		return nil
+	}
+	return &SizeError{VirtualSize: virtualSize, BlockSize: blockSize, Reason: reason}
 }
 
 // blockCount returns how many blocks cover virtualSize bytes. It cannot
