@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Every target does its own set-up. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+GO ?= go
+FUZZTIME ?= 10s
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# cmd/localcloud is a module of its own: `./...` in the root doesn't reach it.
+MODULES := . cmd/localcloud
+
+# mkfs.ext4 and sfdisk are outside the path of ordinary users on Debian.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+# On a CI machine nothing may be skipped.
+ifneq (,$(filter true 1,$(CI)))
+export IMSPREP_CI := 1
+endif
+
+# Go's own stamp needs a git that trusts the folder; without one the build goes on without it.
+VCS := $(shell git rev-parse -q --verify HEAD >/dev/null 2>&1 && echo true || echo false)
+VERSION ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
+BUILD := -trimpath -buildvcs=$(VCS) -ldflags '-s -w -X main.version=$(VERSION)'
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build ## take a real QCOW2 disk to an image id on a cloud on this machine, and compare the content
+	@scripts/demo.sh
+
+.PHONY: build
+build: ## build bin/imsprep and bin/localcloud
+	CGO_ENABLED=0 $(GO) build $(BUILD) -o bin/ ./cmd/imsprep
+	cd cmd/localcloud && CGO_ENABLED=0 $(GO) build $(BUILD) -o ../../bin/ .
+
+.PHONY: setup
+setup: ## install the tools that tests use (qemu-utils, e2fsprogs, fdisk), where possible
+	@scripts/setup.sh
+
+.PHONY: test
+test: setup ## run the tests of both modules
+	@for m in $(MODULES); do echo "go test ./... in $$m"; (cd $$m && $(GO) test -vet=off ./...) || exit 1; done
+
+.PHONY: race
+race: ## run the tests of both modules with the race detector
+	@scripts/setup.sh race
+	@for m in $(MODULES); do echo "go test -race ./... in $$m"; (cd $$m && CGO_ENABLED=1 $(GO) test -vet=off -race ./...) || exit 1; done
+
+.PHONY: lint
+lint: ## gofmt, go vet and staticcheck on both modules
+	@unformatted=$$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +); \
+	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+	@for m in $(MODULES); do echo "go vet and staticcheck in $$m"; \
+		(cd $$m && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...) || exit 1; done
+
+.PHONY: fuzz
+fuzz: setup ## run every fuzz target for FUZZTIME (10s)
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: cross
+cross: ## build imsprep for linux, darwin and windows, amd64 and arm64, into bin/cross
+	@scripts/cross.sh $(BUILD)
+
+.PHONY: bench
+bench: setup ## run the Go benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: testdata
+testdata: setup ## make the sample disks of testdata again
+	@scripts/make-testdata.sh
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
