@@ -204,11 +204,16 @@ func TestDecodeIsStrict(t *testing.T) {
 		})
 	}
 
-	words := small(func(l *Layout) { l.TrimTail, l.Word.Bytes = true, 4 })
-	if _, err := words.Decode([]byte{1, 0}, size); err == nil {
+	words := small(func(l *Layout) { l.TrimTail, l.Word.Bytes, l.Header = true, 4, []byte{1, 2} })
+	for _, data := range [][]byte{nil, {1}, {1, 3}} {
+		if _, err := words.Decode(data, size); err == nil {
+			t.Errorf("% x was accepted for a header", data)
+		}
+	}
+	if _, err := words.Decode([]byte{1, 2, 1, 0}, size); err == nil {
 		t.Error("half a word was accepted")
 	}
-	if _, err := words.Decode(make([]byte, 5000), size); err == nil {
+	if _, err := words.Decode(append([]byte{1, 2}, make([]byte, 5000)...), size); err == nil {
 		t.Error("more words than blocks were accepted")
 	}
 }

@@ -160,7 +160,8 @@ func (m *Map) Runs() iter.Seq[Run] {
 }
 
 // next returns the first block at or after from that holds data, or that
-// doesn't; Blocks() when there is none.
+// doesn't; Blocks() when there is none. (The bits after the last block are
+// never set, so that a search for "doesn't" ends there too.)
 func (m *Map) next(from int64, data bool) int64 {
 	for b := from; b < m.blocks; {
 		w := m.words[b/64].Load()
@@ -168,7 +169,7 @@ func (m *Map) next(from int64, data bool) int64 {
 			w = ^w
 		}
 		if w >>= b % 64; w != 0 {
-			return min(b+int64(bits.TrailingZeros64(w)), m.blocks)
+			return b + int64(bits.TrailingZeros64(w))
 		}
 		b += 64 - b%64
 	}

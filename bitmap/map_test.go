@@ -161,25 +161,29 @@ func TestRunsStopsWhenAsked(t *testing.T) {
 }
 
 // TestMarkRangeConcurrently has neighbouring blocks, which share a word, marked
-// from several goroutines: a lost update would lose a block.
+// from several goroutines at once: a lost update would lose a block.
 func TestMarkRangeConcurrently(t *testing.T) {
-	const workers, blocks = 8, 64 * 100
-	m, err := NewMap(blocks*512, 512)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() {
-			for b := w; b < blocks; b += workers {
-				m.MarkRange(int64(b)*512, 1)
-				m.Data(int64(b) + 1)
-			}
-		})
-	}
-	wg.Wait()
-	if m.Count() != blocks {
-		t.Errorf("%d of %d blocks are marked", m.Count(), blocks)
+	const workers, blocks, rounds = 8, 64 * 8, 400
+	for range rounds {
+		m, err := NewMap(blocks*512, 512)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for w := range workers {
+			wg.Go(func() {
+				<-start
+				for b := w; b < blocks; b += workers {
+					m.MarkRange(int64(b)*512, 1)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+		if m.Count() != blocks {
+			t.Fatalf("%d of %d blocks are marked", m.Count(), blocks)
+		}
 	}
 }
 
