@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/versity/versitygw/backend"
+	"github.com/versity/versitygw/backend/meta"
+	"github.com/versity/versitygw/backend/posix"
+	"github.com/versity/versitygw/s3response"
+)
+
+// Names that the posix backend of versitygw v1.8.0 gives to what it keeps with
+// a part. They are part of its on-disk layout, not of its API.
+const (
+	attrETag       = "etag"
+	attrPartCRC64  = "part-crc64nvme"
+	attrChecksums  = "checksums"
+	attrVersioning = "versioning"
+)
+
+// sparseStore is the posix backend with holes kept as holes: zeros that were
+// uploaded become holes, a part copied from a hole is a hole, and an object
+// composed of parts has the parts' holes. So a disk of a terabyte that is
+// mostly zeros costs its data. What clients see is what the posix backend
+// shows: the same sizes, ETags and checksums.
+type sparseStore struct {
+	*posix.Posix
+	meta  meta.MetadataStorer
+	root  string // absolute; the buckets' parent
+	side  string // absolute; where meta keeps its files
+	zeros zeroSums
+}
+
+var _ backend.Backend = (*sparseStore)(nil)
+
+func newSparseStore(p *posix.Posix, m meta.MetadataStorer, root, side string) *sparseStore {
+	return &sparseStore{Posix: p, meta: m, root: root, side: side}
+}
+
+// PutObject stores an object and turns the zeros in it into holes.
+func (s *sparseStore) PutObject(ctx context.Context, in s3response.PutObjectInput) (s3response.PutObjectOutput, error) {
+	return s.PutObjectWithPostFunc(ctx, in, func(f *os.File) error {
+		if in.Bucket != nil && in.Key != nil {
+			s.forget(*in.Bucket, *in.Key)
+		}
+		return punchZeros(f)
+	})
+}
+
+// UploadPart stores a part and turns the zeros in it into holes.
+func (s *sparseStore) UploadPart(ctx context.Context, in *s3.UploadPartInput) (*s3.UploadPartOutput, error) {
+	return s.UploadPartWithPostFunc(ctx, in, punchZeros)
+}
+
+// CompleteMultipartUpload joins the parts; their holes stay holes.
+func (s *sparseStore) CompleteMultipartUpload(ctx context.Context, in *s3.CompleteMultipartUploadInput) (s3response.CompleteMultipartUploadResult, string, error) {
+	first := true
+	res, version, err := s.CompleteMultipartUploadWithCopy(ctx, in, func(from, to *os.File) (bool, error) {
+		if first {
+			first = false
+			s.forget(*in.Bucket, *in.Key)
+		}
+		// true: the parts are still there, so a client may try again.
+		return true, appendSparse(ctx, to, from)
+	})
+	if err == nil {
+		s.forgetUpload(*in.Bucket, *in.Key, *in.UploadId)
+	}
+	return res, version, err
+}
+
+// AbortMultipartUpload drops an upload with all that is known of its parts.
+func (s *sparseStore) AbortMultipartUpload(ctx context.Context, in *s3.AbortMultipartUploadInput) error {
+	err := s.Posix.AbortMultipartUpload(ctx, in)
+	if err == nil {
+		s.forgetUpload(*in.Bucket, *in.Key, *in.UploadId)
+	}
+	return err
+}
+
+// forget drops the metadata of an object that is about to be replaced. The
+// backend stores only what the new object has, so with metadata in files of
+// their own the old object's would shine through.
+func (s *sparseStore) forget(bucket, key string) {
+	if fi, err := os.Stat(filepath.Join(s.root, bucket, key)); err == nil && fi.Mode().IsRegular() {
+		_ = s.meta.DeleteAttributes(bucket, key) // at worst the old metadata stays
+	}
+}
+
+// forgetUpload drops the metadata of the parts of an upload that has ended;
+// the backend removes only their data.
+func (s *sparseStore) forgetUpload(bucket, key, uploadID string) {
+	_ = os.RemoveAll(filepath.Join(s.side, bucket, uploadDir(key), uploadID))
+}
+
+// uploadDir is where the backend keeps the uploads of a key, below the bucket.
+func uploadDir(key string) string {
+	return filepath.Join(posix.MetaTmpMultipartDir, fmt.Sprintf("%x", sha256.Sum256([]byte(key))))
+}
+
+// UploadPartCopy copies a range of an object into a part. Where the range is
+// one hole, so is the part; everything else is left to the posix backend.
+func (s *sparseStore) UploadPartCopy(ctx context.Context, in *s3.UploadPartCopyInput) (s3response.CopyPartResult, error) {
+	length, ok, err := s.copiesHole(in)
+	if err != nil || !ok {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return s3response.CopyPartResult{}, err
+		}
+		return s.Posix.UploadPartCopy(ctx, in)
+	}
+	return s.putZeroPart(ctx, in, length)
+}
+
+// copiesHole tells whether the request is a plain copy of a range that is all
+// hole, and how long it is. When it isn't, or something about the request is
+// wrong or unusual, the answer is false: the backend then does what it does.
+func (s *sparseStore) copiesHole(in *s3.UploadPartCopyInput) (length int64, ok bool, err error) {
+	if in.Bucket == nil || in.Key == nil || in.UploadId == nil || in.PartNumber == nil ||
+		in.CopySource == nil || in.CopySourceRange == nil ||
+		in.ExpectedSourceBucketOwner != nil && *in.ExpectedSourceBucketOwner != "" {
+		return 0, false, nil
+	}
+	srcBucket, srcKey, version, err := backend.ParseCopySource(*in.CopySource)
+	if err != nil || version != "" {
+		return 0, false, nil
+	}
+	upload := filepath.Join(uploadDir(*in.Key), *in.UploadId)
+	if _, err := os.Stat(filepath.Join(s.root, *in.Bucket, upload)); err != nil {
+		return 0, false, nil
+	}
+	// With a checksum chosen for the upload the part would need one as well.
+	if _, err := s.meta.RetrieveAttribute(nil, *in.Bucket, upload, attrChecksums); !errors.Is(err, meta.ErrNoSuchKey) {
+		return 0, false, nil
+	}
+	if _, err := s.meta.RetrieveAttribute(nil, srcBucket, "", attrVersioning); !errors.Is(err, meta.ErrNoSuchKey) {
+		return 0, false, nil
+	}
+	f, err := os.Open(filepath.Join(s.root, srcBucket, srcKey))
+	if err != nil {
+		return 0, false, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		return 0, false, err
+	}
+	off, n, err := backend.ParseCopySourceRange(fi.Size(), *in.CopySourceRange)
+	if err != nil || n <= 0 || n > maxCopySize || off+n > fi.Size() {
+		return 0, false, nil
+	}
+	etag, err := s.meta.RetrieveAttribute(f, srcBucket, srcKey, attrETag)
+	if err != nil {
+		return 0, false, nil
+	}
+	if err := backend.EvaluatePreconditions(string(etag), fi.ModTime(), backend.PreConditions{
+		IfMatch:       in.CopySourceIfMatch,
+		IfNoneMatch:   in.CopySourceIfNoneMatch,
+		IfModSince:    in.CopySourceIfModifiedSince,
+		IfUnmodeSince: in.CopySourceIfUnmodifiedSince,
+	}); err != nil {
+		return 0, false, err
+	}
+	data, err := nextData(f, off, fi.Size())
+	if err != nil {
+		return 0, false, nil
+	}
+	return n, data >= off+n, nil
+}
+
+// putZeroPart stores a part of length zeros the way the posix backend stores
+// one, but as a hole.
+func (s *sparseStore) putZeroPart(ctx context.Context, in *s3.UploadPartCopyInput, length int64) (s3response.CopyPartResult, error) {
+	sums, err := s.zeros.of(ctx, length)
+	if err != nil {
+		return s3response.CopyPartResult{}, err
+	}
+	dir := uploadDir(*in.Key)
+	part := filepath.Join(dir, *in.UploadId, strconv.Itoa(int(*in.PartNumber)))
+	f, err := os.CreateTemp(filepath.Join(s.root, *in.Bucket, dir), "zero-")
+	if err != nil {
+		return s3response.CopyPartResult{}, fmt.Errorf("create a part of zeros: %w", err)
+	}
+	defer os.Remove(f.Name()) // after the renaming there's nothing of that name
+	defer f.Close()
+	if err := f.Truncate(length); err != nil {
+		return s3response.CopyPartResult{}, fmt.Errorf("create a part of zeros: %w", err)
+	}
+	etag := `"` + sums.md5 + `"`
+	if err := errors.Join(
+		s.meta.StoreAttribute(f, *in.Bucket, part, attrPartCRC64, []byte(sums.crc64)),
+		s.meta.StoreAttribute(f, *in.Bucket, part, attrETag, []byte(etag)),
+	); err != nil {
+		return s3response.CopyPartResult{}, err
+	}
+	if err := f.Close(); err != nil {
+		return s3response.CopyPartResult{}, fmt.Errorf("store a part of zeros: %w", err)
+	}
+	if err := os.Rename(f.Name(), filepath.Join(s.root, *in.Bucket, part)); err != nil {
+		return s3response.CopyPartResult{}, fmt.Errorf("store a part of zeros: %w", err)
+	}
+	return s3response.CopyPartResult{ETag: &etag, LastModified: time.Now()}, nil
+}
+
+// appendSparse adds the content of src at the end of dst, holes as holes.
+func appendSparse(ctx context.Context, dst, src *os.File) error {
+	fi, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	base, err := dst.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	size := fi.Size()
+	if err := copyData(ctx, dst, src, base, size); err != nil {
+		// The caller goes on at the end of dst: take back what was written.
+		return errors.Join(err, dst.Truncate(base))
+	}
+	// A hole at the end leaves no trace but the length.
+	if err := dst.Truncate(base + size); err != nil {
+		return err
+	}
+	_, err = dst.Seek(base+size, io.SeekStart)
+	return err
+}
+
+func copyData(ctx context.Context, dst, src *os.File, base, size int64) error {
+	for pos := int64(0); pos < size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		start, err := nextData(src, pos, size)
+		if err != nil {
+			return err
+		}
+		if start >= size {
+			return nil
+		}
+		end, err := nextHole(src, start, size)
+		if err != nil {
+			return err
+		}
+		if _, err := src.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := dst.Seek(base+start, io.SeekStart); err != nil {
+			return err
+		}
+		// Between two files this is copy_file_range on Linux.
+		n, err := io.CopyN(dst, src, end-start)
+		if err != nil {
+			return fmt.Errorf("%d of %d bytes: %w", n, end-start, err)
+		}
+		pos = end
+	}
+	return nil
+}
