@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package convert
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/imsprep/imsprep/convert/raw"
+)
+
+// sourceFile is an opened file of a disk. Everything is read through this one handle: the file that
+// was checked is the file that is read, whatever its name points to later.
+type sourceFile struct {
+	path      string
+	file      *os.File
+	info      os.FileInfo // at opening
+	size      int64       // bytes; of a block device its capacity
+	allocated int64       // bytes occupied, 0 if not known
+	regular   bool        // a regular file, else a block device
+}
+
+// openSource opens a file that the user named: a regular file or a block device, through symbolic
+// links if the user likes them. It does not block on a FIFO.
+func openSource(path string) (*sourceFile, error) {
+	// Opening a device can have effects (a tape rewinds), so look first; what counts is the second
+	// look, at the handle.
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if reason := notReadable(fi.Mode(), true); reason != "" {
+		return nil, &RefusedError{Path: path, Reason: reason}
+	}
+	f, err := openNonblock(path, true)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newSource(path, f, true)
+	if err != nil {
+		_ = f.Close()
+		var refused *siblingError
+		if errors.As(err, &refused) {
+			return nil, &RefusedError{Path: path, Reason: refused.reason}
+		}
+		return nil, err
+	}
+	return s, nil
+}
+
+// siblingError says why a file may not serve as a part of a disk.
+type siblingError struct{ reason string }
+
+func (e *siblingError) Error() string { return e.reason }
+
+// openSibling opens the file with a plain name in the first of the folders that has it. Symbolic
+// links are not followed and only a regular file will do. The caller has checked the name.
+func openSibling(dirs []string, name string) (*sourceFile, error) {
+	for _, dir := range dirs {
+		path := filepath.Join(dir, name)
+		fi, err := os.Lstat(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if fi.Mode()&os.ModeSymlink != 0 {
+			return nil, &siblingError{"is a symbolic link"}
+		}
+		if reason := notReadable(fi.Mode(), false); reason != "" {
+			return nil, &siblingError{reason}
+		}
+		f, err := openNonblock(path, false)
+		if err != nil {
+			return nil, err
+		}
+		s, err := newSource(path, f, false)
+		if err == nil && !os.SameFile(fi, s.info) {
+			// Where the system cannot refuse to follow links, the link shows up as another file.
+			err = &siblingError{"was replaced while it was opened"}
+		}
+		if err != nil {
+			_ = f.Close()
+			return nil, err
+		}
+		return s, nil
+	}
+	return nil, os.ErrNotExist
+}
+
+func newSource(path string, f *os.File, device bool) (*sourceFile, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if reason := notReadable(fi.Mode(), device); reason != "" {
+		return nil, &siblingError{reason}
+	}
+	s := &sourceFile{path: path, file: f, info: fi, size: fi.Size(), regular: fi.Mode().IsRegular()}
+	if s.regular {
+		s.allocated = allocatedBytes(fi)
+	} else if s.size, err = raw.DeviceSize(f); err != nil {
+		return nil, fmt.Errorf("size of %q: %w", path, err)
+	}
+	return s, nil
+}
+
+// notReadable says why a file of this kind is not a disk, "" if it may be one.
+func notReadable(m os.FileMode, device bool) string {
+	switch {
+	case m.IsRegular():
+		return ""
+	case m&os.ModeDevice != 0 && m&os.ModeCharDevice == 0:
+		if device {
+			return ""
+		}
+		return "is a block device, not a regular file"
+	case m.IsDir():
+		return "is a folder, not a disk image"
+	case m&os.ModeNamedPipe != 0:
+		return "is a named pipe; a disk image is read at many offsets and must be a file"
+	case m&os.ModeCharDevice != 0:
+		return "is a character device, not a disk image"
+	case m&os.ModeSocket != 0:
+		return "is a socket, not a disk image"
+	default:
+		return "is not a regular file"
+	}
+}
+
+// checkPlainName returns an error unless name is the name of a file in a folder and nothing more, on
+// every system: what is plain on one must not be a path on another.
+func checkPlainName(name string) error {
+	switch {
+	case name == "" || name == "." || name == "..":
+		return errors.New("is not a file name")
+	case len(name) > 255:
+		return errors.New("has a name of more than 255 bytes")
+	case strings.ContainsAny(name, `/\`):
+		return errors.New("is a path; only a plain file name is followed")
+	case strings.Contains(name, ":"):
+		return errors.New("is not a plain file name (protocols, json: objects and drives are not followed)")
+	case strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7F }):
+		return errors.New("contains control characters")
+	case !filepath.IsLocal(name):
+		return errors.New("is a reserved name")
+	}
+	return nil
+}
+
+func (f *sourceFile) checkUnchanged() error {
+	now, err := f.file.Stat()
+	if err != nil {
+		return fmt.Errorf("check that %q did not change: %w", f.path, err)
+	}
+	if f.regular {
+		if now.Size() != f.size {
+			return fmt.Errorf("%q changed while it was read: its size was %d and is %d bytes",
+				f.path, f.size, now.Size())
+		}
+		if !now.ModTime().Equal(f.info.ModTime()) {
+			return fmt.Errorf("%q changed while it was read: it was written to", f.path)
+		}
+	} else if size, err := raw.DeviceSize(f.file); err != nil || size != f.size {
+		return fmt.Errorf("%q changed while it was read: its size is no longer %d bytes", f.path, f.size)
+	}
+	named, err := os.Stat(f.path)
+	if err != nil {
+		return fmt.Errorf("%q changed while it was read: %w", f.path, err)
+	}
+	if !os.SameFile(named, f.info) {
+		return fmt.Errorf("%q changed while it was read: another file took its name", f.path)
+	}
+	return nil
+}
+
+// readHeadTail returns the first and the last bytes of the file, at most n of each.
+func (f *sourceFile) readHeadTail(n int64) (head, tail []byte, err error) {
+	n = min(n, f.size)
+	head, tail = make([]byte, n), make([]byte, n)
+	if _, err := f.file.ReadAt(head, 0); err != nil && (err != io.EOF || n != f.size) {
+		return nil, nil, fmt.Errorf("read the start of %q: %w", f.path, err)
+	}
+	if _, err := f.file.ReadAt(tail, f.size-n); err != nil && err != io.EOF {
+		return nil, nil, fmt.Errorf("read the end of %q: %w", f.path, err)
+	}
+	return head, tail, nil
+}
