@@ -115,7 +115,10 @@ func listenGateway(ctx context.Context, o gatewayOptions, store *sparseStore) (*
 		Quiet:             true,
 		KeepAlive:         true,
 		IAMService:        o.accounts,
-		S3Options:         []s3api.Option{s3api.WithOnListen(func() { close(ready) })},
+		S3Options: []s3api.Option{
+			s3api.WithOnListen(func() { close(ready) }),
+			s3api.WithMiddleware("/", likeOBS),
+		},
 	}
 	go func() { g.done <- embedgw.RunVersityGW(runCtx, store, cfg) }()
 	select {
