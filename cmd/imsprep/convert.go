@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imsprep/imsprep/bitmap"
+	"github.com/imsprep/imsprep/convert"
+	"github.com/imsprep/imsprep/pkg/pipeline"
+)
+
+type convertFlags struct {
+	sourceFlags
+	output    string
+	bitmap    string
+	layout    string
+	overwrite bool
+	workers   int
+}
+
+func (a *app) convertCommand() *cobra.Command {
+	var f convertFlags
+	cmd := &cobra.Command{
+		Use:     "convert SRC DST",
+		GroupID: groupLocal,
+		Short:   "Write a disk as a sparse RAW file, with its bitmap",
+		Long: `Convert writes the disk's content to a RAW file. Holes stay holes: what is all zero takes no room.
+The file gets its name when it is complete; an interrupted conversion leaves nothing behind.
+The bitmap that a quick import needs is written beside it, as DST's base name with .mf.`,
+		Example: `  imsprep convert web-01.qcow2 web-01.raw
+  imsprep convert web-01.qcow2 web-01.raw --bitmap none
+  imsprep convert overlay.qcow2 full.raw --allow-backing`,
+		Args: a.args(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.usageHint = cmd.CommandPath()
+			return a.runConvert(cmd.Context(), args[0], args[1], &f)
+		},
+	}
+	f.sourceFlags.add(cmd)
+	fl := cmd.Flags()
+	fl.StringVarP(&f.output, "output-format", "O", "raw", "the format to write: raw")
+	fl.StringVar(&f.bitmap, "bitmap", "", "file for the bitmap, or none (default: DST's base name with .mf)")
+	fl.StringVar(&f.layout, "bitmap-layout", bitmap.DefaultLayout, "layout of the bitmap file: "+strings.Join(layoutNames(), ", "))
+	fl.BoolVar(&f.overwrite, "overwrite", false, "replace DST and its bitmap if they exist")
+	fl.IntVar(&f.workers, "parallel", 0, "chunks in flight (default: one a processor)")
+	return cmd
+}
+
+// convertResult is the document of a conversion.
+type convertResult struct {
+	Source      string               `json:"source"`
+	Path        string               `json:"path"`
+	Format      string               `json:"format"`
+	VirtualSize int64                `json:"virtual_size"` // bytes
+	DataBytes   int64                `json:"data_bytes"`   // bytes in blocks that aren't all zero
+	Bitmap      *convertBitmapResult `json:"bitmap,omitempty"`
+}
+
+type convertBitmapResult struct {
+	Path       string `json:"path"`
+	Layout     string `json:"layout"`
+	Blocks     int64  `json:"blocks"`
+	DataBlocks int64  `json:"data_blocks"`
+}
+
+func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) error {
+	if f.output != "raw" {
+		return usagef("--output-format %q: raw is the only one yet", f.output)
+	}
+	layout, err := bitmap.Lookup(f.layout)
+	if err != nil {
+		return &usageError{err}
+	}
+	mf := f.bitmap
+	switch mf {
+	case "":
+		mf = strings.TrimSuffix(dst, filepath.Ext(dst)) + ".mf"
+	case "none":
+		mf = ""
+	}
+	if mf != "" {
+		if filepath.Clean(mf) == filepath.Clean(dst) {
+			return usagef("the disk and its bitmap can't both be %q: give --bitmap another name", dst)
+		}
+		// Told before the work, not after it.
+		if _, err := os.Lstat(mf); err == nil && !f.overwrite {
+			return usagef("%q exists: give --overwrite, or --bitmap another name", mf)
+		}
+	}
+	open, err := f.options()
+	if err != nil {
+		return err
+	}
+	disk, err := convert.Open(ctx, src, open)
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	a.warn(disk.Info().Warnings)
+	blocks, err := bitmap.NewMap(disk.Size(), layout.BlockSize)
+	if err != nil {
+		return err
+	}
+	done, err := a.localProgress(phaseConvert, disk.Size())
+	if err != nil {
+		return err
+	}
+	stats, err := convert.WriteRAW(ctx, disk, dst, convert.RAWOptions{
+		Workers:   f.workers,
+		Overwrite: f.overwrite,
+		Marker:    blocks,
+		Progress:  done.add,
+	})
+	done.close(err)
+	if err != nil {
+		return err
+	}
+	res := convertResult{Source: src, Path: dst, Format: f.output, VirtualSize: disk.Size(), DataBytes: stats.DataBytes}
+	if mf != "" {
+		if err := writeBitmap(mf, layout, blocks, f.overwrite); err != nil {
+			return fmt.Errorf("%s is complete, but its bitmap could not be written: %w", dst, err)
+		}
+		res.Bitmap = &convertBitmapResult{Path: mf, Layout: layout.Name, Blocks: blocks.Blocks(), DataBlocks: blocks.Count()}
+	}
+	if a.flags.json {
+		return a.printJSON(res)
+	}
+	fmt.Fprintf(a.err, "%s: %s, of which %s hold data\n", dst, size(res.VirtualSize), size(res.DataBytes))
+	return nil
+}
+
+// writeBitmap writes a bitmap file whole or not at all.
+func writeBitmap(path string, layout bitmap.Layout, blocks *bitmap.Map, overwrite bool) (err error) {
+	data, err := layout.Encode(blocks)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); err == nil && !overwrite {
+		return usagef("%q exists: give --overwrite to replace it", path)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			tmp.Close()
+			os.Remove(tmp.Name())
+		}
+	}()
+	if _, err = tmp.Write(data); err != nil {
+		return err
+	}
+	if err = tmp.Chmod(0o644); err != nil {
+		return err
+	}
+	if err = tmp.Sync(); err != nil {
+		return err
+	}
+	if err = tmp.Close(); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// counter turns increments from several goroutines into events of one phase.
+type counter struct {
+	add   func(n int64)
+	close func(err error)
+}
+
+// localProgress shows a phase that is counted in bytes of the disk.
+func (a *app) localProgress(phase pipeline.Phase, total int64) (counter, error) {
+	view, err := a.newProgress()
+	if err != nil {
+		return counter{}, err
+	}
+	event := pipeline.Event{Phase: phase, State: pipeline.StateStart, Unit: pipeline.UnitBytes, Total: total}
+	view.event(event)
+	steps := make(chan int64)
+	shown := make(chan struct{})
+	go func() {
+		defer close(shown)
+		event.State = pipeline.StateProgress
+		for n := range steps {
+			event.Done += n
+			view.event(event)
+		}
+	}()
+	return counter{
+		add: func(n int64) { steps <- n },
+		close: func(err error) {
+			close(steps)
+			<-shown
+			if err == nil {
+				event.State, event.Done = pipeline.StateDone, total
+				view.event(event)
+			}
+			view.close()
+		},
+	}, nil
+}

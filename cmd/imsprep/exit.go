@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/imsprep/imsprep/convert"
+	"github.com/imsprep/imsprep/pkg/ims"
+	"github.com/imsprep/imsprep/pkg/obs"
+	"github.com/imsprep/imsprep/pkg/pipeline"
+)
+
+// Exit codes; docs/exit-codes.md is the manual of this list.
+const (
+	exitDone        = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitRefused     = 3
+	exitAuth        = 4
+	exitTransient   = 5
+	exitJobFailed   = 6
+	exitRunning     = 7
+	exitInterrupted = 130
+)
+
+// usageError is a command line, or a value on it, that can't be carried out as it stands.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// exitCode is the one place that turns an error into an exit code.
+func exitCode(err error) int {
+	var (
+		usage       *usageError
+		validation  *ims.ValidationError
+		refused     *convert.RefusedError
+		jobFailed   *ims.JobFailedError
+		timeout     *ims.WaitTimeoutError
+		interrupted *pipeline.InterruptedError
+		obsErr      *obs.Error
+		imsErr      *ims.Error
+	)
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &interrupted), errors.Is(err, context.Canceled):
+		return exitInterrupted
+	case errors.As(err, &jobFailed):
+		return exitJobFailed
+	case errors.As(err, &timeout):
+		return exitRunning
+	case errors.As(err, &usage), errors.As(err, &validation), errors.Is(err, pipeline.ErrUnknownOS):
+		return exitUsage
+	case errors.Is(err, errNoCredentials):
+		return exitAuth
+	case errors.As(err, &refused):
+		return exitRefused
+	case errors.As(err, &obsErr):
+		switch obsErr.Kind {
+		case obs.KindAuth, obs.KindClock:
+			return exitAuth
+		case obs.KindTransient:
+			return exitTransient
+		}
+	case errors.As(err, &imsErr):
+		switch imsErr.Kind {
+		case ims.KindAuth, ims.KindPermission:
+			return exitAuth
+		case ims.KindTransient, ims.KindThrottled:
+			return exitTransient
+		}
+	}
+	return exitError
+}
+
+// hinter is an error that knows what the user can do next.
+type hinter interface{ Hint() string }
+
+// finish reports how the command ended and returns its exit code. What went wrong is told on
+// standard error; with --json standard output holds one document, also then.
+func (a *app) finish(ctx context.Context, err error) int {
+	code := exitCode(err)
+	if err == nil {
+		return code
+	}
+	msg := err.Error()
+	if code == exitInterrupted && errors.Is(err, context.Canceled) {
+		var interrupted *pipeline.InterruptedError
+		if !errors.As(err, &interrupted) {
+			msg = "interrupted"
+		}
+	}
+	var hint string
+	var h hinter
+	if errors.As(err, &h) {
+		hint = h.Hint()
+	}
+	if a.flags.json {
+		var doc struct {
+			Error struct {
+				Message  string `json:"message"`
+				Hint     string `json:"hint,omitempty"`
+				ExitCode int    `json:"exit_code"`
+			} `json:"error"`
+		}
+		doc.Error.Message, doc.Error.Hint, doc.Error.ExitCode = msg, hint, code
+		if out, jerr := json.MarshalIndent(doc, "", "  "); jerr == nil && !a.printed {
+			fmt.Fprintln(a.out, string(out))
+		}
+	}
+	fmt.Fprintf(a.err, "imsprep: %s\n", msg)
+	if hint != "" {
+		fmt.Fprintf(a.err, "  %s\n", hint)
+	}
+	var usage *usageError
+	if errors.As(err, &usage) && a.usageHint != "" {
+		fmt.Fprintf(a.err, "  See `%s --help`.\n", a.usageHint)
+	}
+	return code
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imsprep/imsprep/pkg/ims"
+)
+
+func (a *app) imageCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "image",
+		GroupID: groupCloud,
+		Short:   "Look at an image",
+		Args:    a.args(cobra.NoArgs),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	show := &cobra.Command{
+		Use:     "show ID",
+		Short:   "Show an image with all its attributes",
+		Example: `  imsprep image show 498cc67e-7795-482c-8c47-32bcece2d7ec --json`,
+		Args:    a.args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.usageHint = cmd.CommandPath()
+			client, err := a.imsClient()
+			if err != nil {
+				return err
+			}
+			image, err := client.Image(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.flags.json {
+				return a.printJSON(image)
+			}
+			printFields(a.out, imageFields(image))
+			return nil
+		},
+	}
+	a.cloudFlags(show)
+	cmd.AddCommand(show)
+	return cmd
+}
+
+func imageFields(image *ims.Image) []field {
+	fields := []field{
+		{"id", image.ID}, {"name", image.Name}, {"status", image.Status},
+		{"os version", image.OSVersion}, {"firmware", image.FirmwareType},
+		{"min disk", fmt.Sprintf("%d GB", image.MinDisk)}, {"created", image.CreatedAt},
+		{"description", image.Description},
+	}
+	for _, t := range image.Tags {
+		fields = append(fields, field{"tag", t})
+	}
+	for _, name := range slices.Sorted(maps.Keys(image.Attributes)) {
+		fields = append(fields, field{name, fmt.Sprint(image.Attributes[name])})
+	}
+	return fields
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imsprep/imsprep/bitmap"
+	"github.com/imsprep/imsprep/pkg/ims"
+	"github.com/imsprep/imsprep/pkg/obs"
+	"github.com/imsprep/imsprep/pkg/pipeline"
+)
+
+// uploadFlags are the flags of commands that send a disk to a bucket.
+type uploadFlags struct {
+	zeroCopy          string
+	partSize          byteSize
+	workers           int
+	overwrite         bool
+	layout            string
+	acceptUnconfirmed bool
+	dryRun            bool
+}
+
+func (u *uploadFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&u.zeroCopy, "zero-copy", "auto", "make zero parts by copying on the server: auto, on, off")
+	f.Var(&u.partSize, "part-size", "size of a data part, such as 16MiB (default: the smallest that fits 10,000 parts, from 16MiB)")
+	f.IntVar(&u.workers, "parallel", 0, "parts in flight (default: what fits 256 MiB of memory, 4 at most)")
+	f.BoolVar(&u.overwrite, "overwrite", false, "replace an object of the same key")
+	f.StringVar(&u.layout, "bitmap-layout", bitmap.DefaultLayout, "layout of the bitmap file: "+strings.Join(layoutNames(), ", "))
+	f.BoolVar(&u.acceptUnconfirmed, "accept-unconfirmed-bitmap", false, "use a bitmap layout that isn't confirmed for this cloud")
+	f.BoolVar(&u.dryRun, "dry-run", false, "check everything, show the plan, and stop")
+	for name, values := range map[string][]string{"zero-copy": {"auto", "on", "off"}, "bitmap-layout": layoutNames()} {
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+}
+
+func (u *uploadFlags) apply(r *pipeline.Request) error {
+	mode := obs.ZeroCopyMode(u.zeroCopy)
+	switch mode {
+	case obs.ZeroCopyAuto, obs.ZeroCopyOn, obs.ZeroCopyOff:
+	default:
+		return usagef("--zero-copy %q: it is one of auto, on, off", u.zeroCopy)
+	}
+	if u.workers < 0 {
+		return usagef("--parallel %d: it can't be negative", u.workers)
+	}
+	r.ZeroCopy, r.PartSize, r.Workers = mode, int64(u.partSize), u.workers
+	r.Overwrite, r.Layout, r.AcceptUnconfirmed = u.overwrite, u.layout, u.acceptUnconfirmed
+	return nil
+}
+
+func layoutNames() []string {
+	var names []string
+	for _, l := range bitmap.Layouts() {
+		names = append(names, l.Name)
+	}
+	return names
+}
+
+// importFlags are the flags of `imsprep import`.
+type importFlags struct {
+	sourceFlags
+	uploadFlags
+	bucket, key string
+
+	name, osVersion, description string
+	minDisk                      int
+	dataDisk                     bool
+	osType, imageType            string
+	architecture, firmware       string
+	license, enterpriseProject   string
+	tags                         []string
+	api                          string
+
+	allowDuplicate, keepObject, noWait bool
+	timeout, poll                      time.Duration
+}
+
+func (a *app) importCommand() *cobra.Command {
+	var f importFlags
+	cmd := &cobra.Command{
+		Use:     "import SRC --bucket BUCKET --name NAME --os-version VERSION",
+		GroupID: groupCloud,
+		Short:   "Make an image of a disk: upload, import, and follow the job",
+		Long: `Import takes a disk the whole way to an image: it checks all that can be checked before a byte
+moves, streams the disk to the bucket (zero parts are copied on the server, not sent), writes the
+bitmap beside it, starts a quick import and follows the job until the image is active.
+
+The image's id is printed on standard output; progress goes to standard error. When the import
+has succeeded, the object and its bitmap are deleted from the bucket unless --keep-object is given.
+The service doesn't look into the disk: operating system, architecture and firmware are what you say.`,
+		Example: `  # a system disk
+  imsprep import web-01.qcow2 --bucket images --name web-01 --os-version "Ubuntu 22.04 server 64bit"
+
+  # a data disk, tagged
+  imsprep import data.qcow2 --bucket images --name data-01 --data-disk --tag team=db --tag env=prod
+
+  # look before you leap
+  imsprep import web-01.qcow2 --bucket images --name web-01 \
+      --os-version "Ubuntu 22.04 server 64bit" --dry-run
+
+  # in a build: start it, go on, look later
+  job=$(imsprep import disk.raw --bucket images --name nightly --os-version "..." --no-wait -q)
+  imsprep job wait "$job"`,
+		Args: a.args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.usageHint = cmd.CommandPath()
+			return a.runImport(cmd.Context(), args[0], &f)
+		},
+	}
+	a.cloudFlags(cmd)
+	f.sourceFlags.add(cmd)
+	f.uploadFlags.add(cmd)
+	fl := cmd.Flags()
+	fl.StringVar(&f.bucket, "bucket", "", "bucket in the image service's region, of class Standard (environment: IMSPREP_BUCKET)")
+	fl.StringVar(&f.key, "key", "", "the object's key, ending in .raw (default: from the source's name)")
+	fl.StringVar(&f.name, "name", "", "the image's name")
+	fl.StringVar(&f.osVersion, "os-version", "", "the operating system, exactly as the region lists it")
+	fl.StringVar(&f.description, "description", "", "the image's description")
+	fl.IntVar(&f.minDisk, "min-disk", 0, "smallest disk for servers made from the image, in GB (default: the smallest that fits)")
+	fl.BoolVar(&f.dataDisk, "data-disk", false, "make a data disk image")
+	fl.StringVar(&f.osType, "os-type", "", "for a data disk: Linux or Windows (the service's default: Linux)")
+	fl.StringVar(&f.imageType, "type", "", "ECS or BMS (the service's default: ECS)")
+	fl.StringVar(&f.architecture, "architecture", "", "x86 or arm (the service's default: x86)")
+	fl.StringVar(&f.firmware, "firmware", "", "bios or uefi (the service's default: bios)")
+	fl.StringVar(&f.license, "license", "", "for Windows: platform or byol")
+	fl.StringVar(&f.enterpriseProject, "enterprise-project", "", "enterprise project id (environment: HW_ENTERPRISE_PROJECT_ID)")
+	fl.StringArrayVar(&f.tags, "tag", nil, "a tag, as key=value (repeatable)")
+	fl.StringVar(&f.api, "api", "auto", "generation of the import call: auto, old (/v2), new (/v2.1)")
+	fl.BoolVar(&f.allowDuplicate, "allow-duplicate-name", false, "import although an image of that name exists")
+	fl.BoolVar(&f.keepObject, "keep-object", false, "keep the object and its bitmap after the import")
+	fl.BoolVar(&f.noWait, "no-wait", false, "don't wait for the job; its id is printed")
+	waitFlags(cmd, &f.timeout, &f.poll)
+	return cmd
+}
+
+func waitFlags(cmd *cobra.Command, timeout, poll *time.Duration) {
+	cmd.Flags().DurationVar(timeout, "timeout", 2*time.Hour, "longest wait for the job")
+	cmd.Flags().DurationVar(poll, "poll", 10*time.Second, "interval between questions after the job; it grows to three times that")
+}
+
+func waitOptions(timeout, poll time.Duration) ims.WaitOptions {
+	return ims.WaitOptions{First: poll / 2, Interval: poll, MaxInterval: 3 * poll, Limit: timeout}
+}
+
+func (f *importFlags) request(src string, s *settings) (pipeline.Request, error) {
+	r := pipeline.Request{
+		Source: src,
+		Bucket: first(f.bucket, s.bucket),
+		Key:    f.key,
+		Image: ims.QuickImport{
+			Name:                f.name,
+			Description:         f.description,
+			Type:                f.imageType,
+			OSVersion:           f.osVersion,
+			OSType:              f.osType,
+			MinDisk:             f.minDisk,
+			Architecture:        f.architecture,
+			FirmwareType:        f.firmware,
+			LicenseType:         f.license,
+			EnterpriseProjectID: f.enterpriseProject,
+		},
+		ConfirmedLayouts:   s.confirmed,
+		AllowDuplicateName: f.allowDuplicate,
+		KeepObject:         f.keepObject,
+		NoWait:             f.noWait,
+		Wait:               waitOptions(f.timeout, f.poll),
+	}
+	switch {
+	case r.Bucket == "":
+		return r, usagef("no bucket: give --bucket, or set IMSPREP_BUCKET")
+	case f.name == "":
+		return r, usagef("no image name: give --name")
+	case f.dataDisk && f.imageType != "":
+		return r, usagef("--type is for system disks: leave it out with --data-disk")
+	case f.dataDisk && f.osVersion != "":
+		return r, usagef("--os-version is for system disks: with --data-disk give --os-type, or nothing")
+	case !f.dataDisk && f.osVersion == "":
+		return r, usagef("no operating system: give --os-version (or --data-disk for a disk without one)")
+	case f.timeout <= 0 || f.poll <= 0:
+		return r, usagef("--timeout and --poll must be longer than nothing")
+	}
+	if f.dataDisk {
+		r.Image.Type = ims.TypeDataImage
+	}
+	var err error
+	if r.Image.Tags, err = parseTags(f.tags); err != nil {
+		return r, err
+	}
+	switch f.api {
+	case "auto":
+		r.Generation = ims.GenAuto
+	case "old":
+		r.Generation = ims.GenOld
+	case "new":
+		r.Generation = ims.GenNew
+	default:
+		return r, usagef("--api %q: it is one of auto, old, new", f.api)
+	}
+	if err := f.uploadFlags.apply(&r); err != nil {
+		return r, err
+	}
+	r.Open, err = f.sourceFlags.options()
+	return r, err
+}
+
+func parseTags(list []string) ([]ims.Tag, error) {
+	var tags []ims.Tag
+	for _, t := range list {
+		key, value, _ := strings.Cut(t, "=")
+		if key == "" {
+			return nil, usagef("--tag %q: it is written key=value", t)
+		}
+		tags = append(tags, ims.Tag{Key: key, Value: value})
+	}
+	return tags, nil
+}
+
+func (a *app) runImport(ctx context.Context, src string, f *importFlags) error {
+	s, err := a.settings()
+	if err != nil {
+		return err
+	}
+	f.enterpriseProject = first(f.enterpriseProject, a.getenv("HW_ENTERPRISE_PROJECT_ID"))
+	r, err := f.request(src, s)
+	if err != nil {
+		return err
+	}
+	importer, err := a.importer(s, f.dryRun)
+	if err != nil {
+		return err
+	}
+	r.Offline = importer.OBS == nil
+	plan, err := importer.Plan(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer plan.Close()
+	if f.dryRun {
+		return a.printPlan(plan)
+	}
+	a.warn(plan.Warnings)
+	view, err := a.newProgress()
+	if err != nil {
+		return err
+	}
+	importer.Events = view.event
+	res, err := importer.Run(ctx, plan)
+	view.close()
+	if err != nil {
+		return err
+	}
+	if a.flags.json {
+		return a.printJSON(res)
+	}
+	if f.noWait {
+		_, err = fmt.Fprintln(a.out, first(res.JobID, res.ImageID))
+		return err
+	}
+	fmt.Fprintf(a.err, "image %s (%s) is %s: sent %s for %s of data in a disk of %s\n", res.ImageID, res.Name, res.Status,
+		size(res.Upload.BytesSent), size(res.Upload.DataBytes), size(res.Upload.VirtualSize))
+	_, err = fmt.Fprintln(a.out, res.ImageID)
+	return err
+}
+
+// importer makes the clients. A dry run without a cloud is allowed: it shows the plan, unchecked.
+func (a *app) importer(s *settings, dryRun bool) (*pipeline.Importer, error) {
+	if dryRun && s.check() != nil {
+		a.warn([]string{"no region or no credentials: what the cloud would refuse isn't checked"})
+		return &pipeline.Importer{}, nil
+	}
+	i, err := s.imsClient()
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.obsClient(i)
+	if err != nil {
+		return nil, err
+	}
+	return &pipeline.Importer{OBS: o, IMS: i, Region: s.region}, nil
+}
+
+func (a *app) warn(warnings []string) {
+	for _, w := range warnings {
+		fmt.Fprintf(a.err, "warning: %s\n", w)
+	}
+}

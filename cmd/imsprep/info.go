@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imsprep/imsprep/convert"
+)
+
+func (a *app) infoCommand() *cobra.Command {
+	var f sourceFlags
+	cmd := &cobra.Command{
+		Use:     "info SRC",
+		GroupID: groupLocal,
+		Short:   "Tell what a disk is, and what would refuse it",
+		Long: `Info opens a disk the way an import would: what is damaged, hostile, unsupported, or needs a file
+that isn't allowed is refused with exit code 3 and the reason. No file is opened but the one named.`,
+		Example: `  imsprep info web-01.qcow2
+  imsprep info overlay.qcow2 --allow-backing --json`,
+		Args: a.args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.usageHint = cmd.CommandPath()
+			open, err := f.options()
+			if err != nil {
+				return err
+			}
+			disk, err := convert.Open(cmd.Context(), args[0], open)
+			if err != nil {
+				return err
+			}
+			defer disk.Close()
+			info := disk.Info()
+			if a.flags.json {
+				return a.printJSON(info)
+			}
+			printFields(a.out, infoFields(info))
+			return nil
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func infoFields(i convert.Info) []field {
+	fields := []field{
+		{"path", i.Path},
+		{"format", i.Format},
+		{"variant", i.Variant},
+		{"virtual size", size(i.VirtualSize)},
+		{"file size", size(i.FileSize)},
+	}
+	if i.DiskSize > 0 {
+		fields = append(fields, field{"on disk", size(i.DiskSize)})
+	}
+	if i.MappedSize > 0 {
+		fields = append(fields, field{"mapped data", size(i.MappedSize)})
+	}
+	if i.ClusterSize > 0 {
+		fields = append(fields, field{"cluster size", size(i.ClusterSize)})
+	}
+	fields = append(fields,
+		field{"compression", i.Compression},
+		field{"features", strings.Join(i.Features, ", ")},
+	)
+	if i.Snapshots > 0 {
+		fields = append(fields, field{"snapshots", fmt.Sprintf("%d, not imported", i.Snapshots)})
+	}
+	for _, b := range i.Backing {
+		fields = append(fields, field{"backed by", b})
+	}
+	for _, w := range i.Warnings {
+		fields = append(fields, field{"warning", w})
+	}
+	return fields
+}

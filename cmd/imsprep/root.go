@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+// streams is what the program knows of the world outside. out carries the result and nothing else,
+// err carries progress, warnings and errors.
+type streams struct {
+	out, err io.Writer
+	lookup   func(name string) (string, bool) // an environment variable
+}
+
+// app is one run of the program.
+type app struct {
+	streams
+	flags     globalFlags
+	started   bool   // a command got past its arguments
+	printed   bool   // the result's document is out
+	usageHint string // the command whose help answers a usage error
+}
+
+// globalFlags are the flags of every command.
+type globalFlags struct {
+	json      bool
+	quiet     bool
+	progress  string
+	region    string
+	projectID string
+	cloud     string
+
+	obsEndpoint, imsEndpoint, iamEndpoint string
+}
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "imsprep",
+		Short: "Turn virtual-machine disks into private images of Huawei Cloud IMS",
+		Long: `imsprep turns a virtual-machine disk into a private image of Huawei Cloud IMS, and of the clouds
+that run the same software, in one streaming pass: it reads the disk, computes the bitmap that a
+quick import needs, sends only what isn't zero, starts the import and follows it to the image.
+No temporary disk is written.`,
+		Example: `  # what is this disk, and would anything refuse it?
+  imsprep info web-01.qcow2
+
+  # what would an import read, send and copy?
+  imsprep import web-01.qcow2 --bucket images --name web-01 \
+      --os-version "Ubuntu 22.04 server 64bit" --dry-run
+
+  # the whole way
+  imsprep import web-01.qcow2 --bucket images --name web-01 \
+      --os-version "Ubuntu 22.04 server 64bit"`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { a.started = true; return cmd.Help() },
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			a.started = true
+		},
+	}
+	root.SetVersionTemplate("imsprep {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		a.usageHint = cmd.CommandPath()
+		return &usageError{err}
+	})
+	p := root.PersistentFlags()
+	p.BoolVar(&a.flags.json, "json", false, "print the result as one JSON document")
+	p.BoolVarP(&a.flags.quiet, "quiet", "q", false, "no progress; errors are still told")
+	p.StringVar(&a.flags.progress, "progress", progressAuto, "how to show progress on standard error: auto, bar, lines, json, none")
+
+	root.AddGroup(
+		&cobra.Group{ID: groupCloud, Title: "Into the cloud:"},
+		&cobra.Group{ID: groupLocal, Title: "On this machine:"},
+	)
+	root.AddCommand(
+		a.importCommand(), a.uploadCommand(), a.jobCommand(), a.imageCommand(),
+		a.convertCommand(), a.infoCommand(), a.mapCommand(), a.bitmapCommand(),
+		a.versionCommand(),
+	)
+	return root
+}
+
+const (
+	groupCloud = "cloud"
+	groupLocal = "local"
+)
+
+// cloudFlags adds the flags of commands that speak to a cloud.
+func (a *app) cloudFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&a.flags.region, "region", "", "region id, such as cn-north-4 (environment: HW_REGION_NAME)")
+	f.StringVar(&a.flags.projectID, "project-id", "", "project id; looked up by the region's name if absent (environment: HW_PROJECT_ID)")
+	f.StringVar(&a.flags.cloud, "cloud", "", "domain of the cloud's endpoints, such as otc.t-systems.com (environment: HW_CLOUD)")
+	f.StringVar(&a.flags.obsEndpoint, "obs-endpoint", "", "object storage endpoint (environment: IMSPREP_OBS_ENDPOINT)")
+	f.StringVar(&a.flags.imsEndpoint, "ims-endpoint", "", "image service endpoint (environment: IMSPREP_IMS_ENDPOINT)")
+	f.StringVar(&a.flags.iamEndpoint, "iam-endpoint", "", "identity service endpoint (environment: IMSPREP_IAM_ENDPOINT)")
+}
+
+// args makes a validator of positional arguments an answer with the command's name.
+func (a *app) args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			a.usageHint = cmd.CommandPath()
+			return &usageError{err}
+		}
+		return nil
+	}
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  a.args(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			return a.printVersion()
+		},
+	}
+}

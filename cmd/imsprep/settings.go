@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/imsprep/imsprep/pkg/ims"
+	"github.com/imsprep/imsprep/pkg/obs"
+	"github.com/imsprep/imsprep/pkg/pipeline"
+)
+
+// settings is what the flags and the environment say about the cloud and who we are there. A flag
+// wins over the environment. All of one credential set comes from one source: an access key of one
+// and a secret of another would be a riddle to whoever reads the error.
+type settings struct {
+	region      string
+	projectID   string
+	projectName string
+	endpoints   struct{ obs, ims, iam string }
+	credentials credentials
+	bucket      string
+	confirmed   []string // bitmap layouts confirmed for this cloud
+}
+
+// credentials is one of: an access key with its secret (and a security token when temporary), a
+// ready IAM token, or a user with a password.
+type credentials struct {
+	accessKey, secretKey, securityToken string
+	token                               string
+	user, password, domain              string
+}
+
+func (c credentials) hasKeys() bool  { return c.accessKey != "" }
+func (c credentials) hasToken() bool { return c.token != "" || c.user != "" }
+
+// keySets are the environment variables of access keys, in the order in which they are honoured:
+// what Terraform and Packer use, what the vendor's SDKs use, what OpenStack tools use, what the
+// object storage SDK uses. AWS_* is left alone on purpose: too easily another cloud's keys.
+var keySets = []struct{ ak, sk, token string }{
+	{"HW_ACCESS_KEY", "HW_SECRET_KEY", "HW_SECURITY_TOKEN"},
+	{"HUAWEICLOUD_SDK_AK", "HUAWEICLOUD_SDK_SK", "HUAWEICLOUD_SDK_SECURITY_TOKEN"},
+}
+
+var lateKeySets = []struct{ ak, sk, token string }{
+	{"OS_ACCESS_KEY", "OS_SECRET_KEY", "OS_SECURITY_TOKEN"},
+	{"OBS_ACCESS_KEY_ID", "OBS_SECRET_ACCESS_KEY", "OBS_SECURITY_TOKEN"},
+}
+
+var tokenSets = []struct{ token, user, password, domain string }{
+	{"HW_AUTH_TOKEN", "HW_USER_NAME", "HW_USER_PASSWORD", "HW_DOMAIN_NAME"},
+	{"OS_AUTH_TOKEN", "OS_USERNAME", "OS_PASSWORD", "OS_DOMAIN_NAME"},
+}
+
+// getenv is the value of the first of names that is set and not empty.
+func (a *app) getenv(names ...string) string {
+	for _, n := range names {
+		if v, ok := a.lookup(n); ok && v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+func first(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// settings reads what is known about the cloud. It fails on half a credential set, not on a
+// missing one: a local command needs none.
+func (a *app) settings() (*settings, error) {
+	f := &a.flags
+	s := &settings{
+		region:      first(f.region, a.getenv("HW_REGION_NAME", "OS_REGION_NAME")),
+		projectID:   first(f.projectID, a.getenv("HW_PROJECT_ID", "HUAWEICLOUD_SDK_PROJECT_ID", "OS_PROJECT_ID")),
+		projectName: a.getenv("HW_PROJECT_NAME", "OS_PROJECT_NAME"),
+		bucket:      a.getenv("IMSPREP_BUCKET"),
+	}
+	endpoint := func(service string) string {
+		if s.region == "" {
+			return ""
+		}
+		return ims.ServiceEndpoint(service, s.region, first(f.cloud, a.getenv("HW_CLOUD")))
+	}
+	s.endpoints.obs = first(f.obsEndpoint, a.getenv("IMSPREP_OBS_ENDPOINT"), endpoint("obs"))
+	s.endpoints.ims = first(f.imsEndpoint, a.getenv("IMSPREP_IMS_ENDPOINT"), endpoint("ims"))
+	s.endpoints.iam = first(f.iamEndpoint, a.getenv("IMSPREP_IAM_ENDPOINT", "HW_AUTH_URL", "OS_AUTH_URL"), endpoint("iam"))
+	s.endpoints.iam = strings.TrimSuffix(strings.TrimSuffix(s.endpoints.iam, "/"), "/v3")
+	for _, name := range strings.FieldsFunc(a.getenv("IMSPREP_CONFIRMED_BITMAP"), func(r rune) bool { return r == ',' || r == ' ' }) {
+		s.confirmed = append(s.confirmed, name)
+	}
+	var err error
+	s.credentials, err = a.credentials()
+	return s, err
+}
+
+func (a *app) credentials() (credentials, error) {
+	if c, ok, err := a.keys(keySets); ok || err != nil {
+		return c, err
+	}
+	for _, set := range tokenSets {
+		if t := a.getenv(set.token); t != "" {
+			return credentials{token: t}, nil
+		}
+		user, password, domain := a.getenv(set.user), a.getenv(set.password), a.getenv(set.domain)
+		if set.domain == "OS_DOMAIN_NAME" {
+			domain = first(domain, a.getenv("OS_USER_DOMAIN_NAME"))
+		}
+		if user == "" {
+			continue
+		}
+		if password == "" || domain == "" {
+			return credentials{}, usagef("%s is set, but %s and %s are needed with it", set.user, set.password, set.domain)
+		}
+		return credentials{user: user, password: password, domain: domain}, nil
+	}
+	c, _, err := a.keys(lateKeySets)
+	return c, err
+}
+
+func (a *app) keys(sets []struct{ ak, sk, token string }) (credentials, bool, error) {
+	for _, set := range sets {
+		ak, sk := a.getenv(set.ak), a.getenv(set.sk)
+		switch {
+		case ak == "" && sk == "":
+			continue
+		case ak == "" || sk == "":
+			missing, there := set.sk, set.ak
+			if ak == "" {
+				missing, there = set.ak, set.sk
+			}
+			return credentials{}, false, usagef("%s is set, but %s isn't: both are needed", there, missing)
+		}
+		return credentials{accessKey: ak, secretKey: sk, securityToken: a.getenv(set.token)}, true, nil
+	}
+	return credentials{}, false, nil
+}
+
+// imsClient makes the IMS client that the settings describe.
+func (s *settings) imsClient() (*ims.Client, error) {
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	c := s.credentials
+	var auth ims.Auth
+	switch {
+	case c.hasKeys():
+		auth = ims.AKSK(func(context.Context) (ims.Credentials, error) {
+			return ims.Credentials{AccessKey: c.accessKey, SecretKey: c.secretKey, SecurityToken: c.securityToken}, nil
+		})
+	case c.token != "":
+		auth = ims.StaticToken(c.token)
+	default:
+		auth = ims.PasswordToken(ims.Password{UserName: c.user, DomainName: c.domain, Password: c.password})
+	}
+	return ims.New(ims.Options{
+		Endpoint:    s.endpoints.ims,
+		IAMEndpoint: s.endpoints.iam,
+		Region:      s.region,
+		ProjectID:   s.projectID,
+		ProjectName: s.projectName,
+		Auth:        auth,
+		UserAgent:   userAgent(),
+		// Whoever names an endpoint without TLS means it: the local cloud has none.
+		AllowPlainHTTP: true,
+	})
+}
+
+// obsClient makes the object storage client. Object storage takes no tokens: with token
+// authentication temporary keys are fetched through the IMS client's IAM and renewed before they end.
+func (s *settings) obsClient(i *ims.Client) (*obs.Client, error) {
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	c := s.credentials
+	provide := func(context.Context) (obs.Credentials, error) {
+		return obs.Credentials{AccessKey: c.accessKey, SecretKey: c.secretKey, SecurityToken: c.securityToken}, nil
+	}
+	if !c.hasKeys() {
+		temporary := i.ObjectCredentials(24 * time.Hour)
+		provide = func(ctx context.Context) (obs.Credentials, error) {
+			k, err := temporary(ctx)
+			return obs.Credentials(k), err
+		}
+	}
+	return obs.New(obs.Options{
+		Endpoint:    s.endpoints.obs,
+		Region:      s.region,
+		Credentials: provide,
+		UserAgent:   userAgent(),
+	})
+}
+
+// check says what is missing before a cloud can be spoken to.
+func (s *settings) check() error {
+	switch {
+	case s.region == "":
+		return usagef("no region: give --region, or set HW_REGION_NAME")
+	case !s.credentials.hasKeys() && !s.credentials.hasToken():
+		return &pipeline.CheckError{
+			What: "no credentials found",
+			Remedy: "Set HW_ACCESS_KEY and HW_SECRET_KEY (and HW_SECURITY_TOKEN when they are temporary),\n" +
+				"  or HW_USER_NAME, HW_USER_PASSWORD and HW_DOMAIN_NAME.",
+			Err: errNoCredentials,
+		}
+	}
+	return nil
+}
+
+// errNoCredentials is in the chain of the error for a cloud command without any keys.
+var errNoCredentials = errors.New("not authenticated")
+
+func userAgent() string { return "imsprep/" + version }

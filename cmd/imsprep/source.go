@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/imsprep/imsprep/convert"
+)
+
+// sourceFlags are the flags of commands that open a disk; the names are qemu-img's where it has them.
+type sourceFlags struct {
+	format      string
+	backing     bool
+	backingDirs []string
+	force       bool
+}
+
+func (s *sourceFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVarP(&s.format, "format-in", "f", "", "the source's format ("+strings.Join(convert.FormatNames(), ", ")+"); told by its content if absent")
+	f.BoolVar(&s.backing, "allow-backing", false, "follow backing files: plain names in the disk's own folder or in a --backing-dir")
+	f.StringArrayVar(&s.backingDirs, "backing-dir", nil, "another folder in which backing files may lie (repeatable; with --allow-backing)")
+	f.BoolVar(&s.force, "force", false, "read a disk that is marked damaged but can be read; never what is unsafe")
+	_ = cmd.RegisterFlagCompletionFunc("format-in", cobra.FixedCompletions(convert.FormatNames(), cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (s *sourceFlags) options() (convert.OpenOptions, error) {
+	if len(s.backingDirs) > 0 && !s.backing {
+		return convert.OpenOptions{}, usagef("--backing-dir has a meaning only with --allow-backing")
+	}
+	return convert.OpenOptions{
+		Format:       s.format,
+		AllowBacking: s.backing,
+		BackingDirs:  s.backingDirs,
+		Force:        s.force,
+	}, nil
+}
+
+// byteSize is a flag's value in bytes, written as 16777216, 16MiB, 16M or 16m (powers of 1,024, as
+// qemu-img's).
+type byteSize int64
+
+var sizeUnits = map[string]int64{"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+func (b *byteSize) Set(s string) error {
+	digits := strings.TrimRight(strings.ToLower(strings.TrimSpace(s)), "bikmgt")
+	suffix := strings.ToLower(strings.TrimSpace(s))[len(digits):]
+	unit, ok := sizeUnits[strings.TrimSuffix(strings.TrimSuffix(suffix, "b"), "i")]
+	n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
+	if !ok || err != nil || n < 0 || n > math.MaxInt64/unit {
+		return fmt.Errorf("%q isn't a size such as 16MiB", s)
+	}
+	*b = byteSize(n * unit)
+	return nil
+}
+
+func (b *byteSize) String() string {
+	if *b == 0 {
+		return ""
+	}
+	return humanize.IBytes(uint64(*b))
+}
+
+func (b *byteSize) Type() string { return "size" }

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imsprep/imsprep/pkg/pipeline"
+)
+
+func (a *app) uploadCommand() *cobra.Command {
+	var src sourceFlags
+	var up uploadFlags
+	cmd := &cobra.Command{
+		Use:     "upload SRC obs://BUCKET/KEY.raw",
+		GroupID: groupCloud,
+		Short:   "Send a disk and its bitmap to a bucket, and stop there",
+		Long: `Upload does the first half of an import: it streams the disk to the bucket as RAW, copying zero
+parts on the server, and writes the bitmap beside it under the same base name.`,
+		Example: `  imsprep upload web-01.qcow2 obs://images/web-01.raw
+  imsprep upload web-01.qcow2 obs://images/web-01.raw --dry-run`,
+		Args: a.args(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.usageHint = cmd.CommandPath()
+			return a.runUpload(cmd.Context(), args[0], args[1], &src, &up)
+		},
+	}
+	a.cloudFlags(cmd)
+	src.add(cmd)
+	up.add(cmd)
+	return cmd
+}
+
+// parseObject takes obs://BUCKET/KEY apart; s3:// is the same.
+func parseObject(s string) (bucket, key string, err error) {
+	rest, ok := strings.CutPrefix(s, "obs://")
+	if !ok {
+		rest, ok = strings.CutPrefix(s, "s3://")
+	}
+	bucket, key, slash := strings.Cut(rest, "/")
+	if !ok || !slash || bucket == "" || key == "" {
+		return "", "", usagef("%q isn't an object: it is written obs://BUCKET/KEY", s)
+	}
+	return bucket, key, nil
+}
+
+func (a *app) runUpload(ctx context.Context, src, target string, sf *sourceFlags, uf *uploadFlags) error {
+	s, err := a.settings()
+	if err != nil {
+		return err
+	}
+	r := pipeline.Request{Source: src, ConfirmedLayouts: s.confirmed}
+	if r.Bucket, r.Key, err = parseObject(target); err != nil {
+		return err
+	}
+	if err := uf.apply(&r); err != nil {
+		return err
+	}
+	if r.Open, err = sf.options(); err != nil {
+		return err
+	}
+	importer, err := a.importer(s, uf.dryRun)
+	if err != nil {
+		return err
+	}
+	r.Offline = importer.OBS == nil
+	plan, err := importer.PlanUpload(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer plan.Close()
+	if uf.dryRun {
+		return a.printPlan(plan)
+	}
+	a.warn(plan.Warnings)
+	view, err := a.newProgress()
+	if err != nil {
+		return err
+	}
+	importer.Events = view.event
+	res, err := importer.Upload(ctx, plan)
+	view.close()
+	if err != nil {
+		return err
+	}
+	if a.flags.json {
+		return a.printJSON(res)
+	}
+	_, err = fmt.Fprintf(a.out, "obs://%s/%s\n", res.Bucket, res.Key)
+	return err
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/imsprep/imsprep/bitmap"
+	"github.com/imsprep/imsprep/convert"
+	"github.com/imsprep/imsprep/pkg/ims"
+	"github.com/imsprep/imsprep/pkg/obs"
+)
+
+// MarkerKey is the key of the tag that marks an image with the run that made it. A lost answer to
+// the import call is cleared up by looking for it, so that no second image is made.
+const MarkerKey = "imsprep-run"
+
+// maxTags is how many tags an image can have (IMS API, tags).
+const maxTags = 10
+
+// Request is what a user wants imported.
+type Request struct {
+	Source string              // path of the disk
+	Open   convert.OpenOptions // how to open it
+
+	Bucket string // where the object goes; same region as IMS
+	Key    string // the object's key, ending in .raw; "" makes one from the source's name
+
+	// Image says what the image is to be. ImageURL and MarkerTag are filled in by the plan; a
+	// MinDisk of 0 becomes the smallest that fits.
+	Image      ims.QuickImport
+	Generation ims.Generation
+
+	Layout            string   // name of the bitmap's layout; "" is the default
+	ConfirmedLayouts  []string // layouts known to be right on this cloud
+	AcceptUnconfirmed bool     // use an unconfirmed layout all the same
+
+	ZeroCopy  obs.ZeroCopyMode
+	PartSize  int64 // bytes; 0 lets the plan decide
+	Workers   int   // parts in flight; 0 lets the plan decide
+	Overwrite bool  // replace an object of the same key
+
+	// AllowDuplicateName imports although an image of that name exists.
+	AllowDuplicateName bool
+	// KeepObject leaves the object and its bitmap in the bucket after a successful import.
+	KeepObject bool
+	// NoWait returns as soon as the service has accepted the import.
+	NoWait bool
+	Wait   ims.WaitOptions
+
+	// Offline leaves out every question to the clouds; such a plan is only good to be looked at.
+	Offline bool
+}
+
+// Plan is an import that has been thought through. Close it: it holds the disk open.
+type Plan struct {
+	Request Request
+	Disk    *convert.Disk
+	Parts   *obs.Plan
+	Layout  bitmap.Layout
+	RunID   string
+	// Warnings are things to know that stop nothing.
+	Warnings []string
+}
+
+// Close closes the disk.
+func (p *Plan) Close() error { return p.Disk.Close() }
+
+// BitmapKey is where the bitmap of an object goes: the same folder and base name, with .mf (IMS user
+// guide, importing with a bitmap file).
+func BitmapKey(key string) string { return strings.TrimSuffix(key, path.Ext(key)) + ".mf" }
+
+// DefaultKey makes an object key from a source's name: its base name with what a key can't hold
+// replaced, ending in .raw.
+func DefaultKey(source string) string {
+	base := filepath.Base(source)
+	base = strings.TrimSuffix(base, filepath.Ext(base))
+	base = strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_', r == '.':
+			return r
+		}
+		return '-'
+	}, base)
+	if base = strings.Trim(base, "-."); base == "" {
+		base = "disk"
+	}
+	return base + ".raw"
+}
+
+// Plan opens the disk, plans the upload and checks everything that can be checked before a byte
+// moves: the request's own rules, then the bucket, the operating system's name, the quota, and
+// names already taken. The first problem ends it: a *convert.RefusedError for the disk, a
+// *ims.ValidationError for the request, a *CheckError or the clients' own errors for the rest.
+func (i *Importer) Plan(ctx context.Context, r Request) (*Plan, error) {
+	p, err := i.planUpload(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := i.planImport(ctx, p); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// PlanUpload is [Importer.Plan] for an upload alone: the image's fields are not looked at.
+func (i *Importer) PlanUpload(ctx context.Context, r Request) (*Plan, error) {
+	p, err := i.planUpload(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := i.checkObject(ctx, p); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err error) {
+	if r.Key == "" {
+		r.Key = DefaultKey(r.Source)
+	}
+	if err := obs.ValidateBucket(r.Bucket, false); err != nil {
+		return nil, err
+	}
+	if err := obs.ValidateKey(r.Key); err != nil {
+		return nil, err
+	}
+	if path.Ext(r.Key) != ".raw" {
+		return nil, &CheckError{
+			What:   fmt.Sprintf("the object's key %q doesn't end in .raw", r.Key),
+			Remedy: "The service tells a RAW object by its name: choose a key that ends in .raw.",
+		}
+	}
+	layout, err := bitmapLayout(r.Layout, r.ConfirmedLayouts, r.AcceptUnconfirmed)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := convert.Open(ctx, r.Source, r.Open)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, disk.Close())
+		}
+	}()
+	parts, err := obs.NewPlan(disk.Size(), obsExtents(ctx, disk)(), obs.PlanOptions{
+		BlockSize: layout.BlockSize,
+		PartSize:  r.PartSize,
+		Workers:   r.Workers,
+		ZeroCopy:  r.ZeroCopy,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Request: r, Disk: disk, Parts: parts, Layout: layout, RunID: newRunID()}
+	p.Warnings = append(p.Warnings, disk.Info().Warnings...)
+	return p, nil
+}
+
+// planImport completes the image's fields and checks them, here and at the service.
+func (i *Importer) planImport(ctx context.Context, p *Plan) error {
+	size := p.Disk.Size()
+	if size > MaxImageSize {
+		return &CheckError{
+			What:   fmt.Sprintf("the disk's virtual size is %d bytes; a quick import takes 1 TB (%d bytes) at most", size, int64(MaxImageSize)),
+			Remedy: "Shrink the disk, or move data to a second one and import it as a data disk.",
+		}
+	}
+	img := &p.Request.Image
+	img.Tags = slices.Clone(img.Tags)
+	img.ImageURL = ims.ImageURL(p.Request.Bucket, p.Request.Key)
+	if img.MinDisk == 0 {
+		img.MinDisk = MinDisk(size, img.Type, img.OSVersion)
+	} else if int64(img.MinDisk)<<30 < size {
+		return &CheckError{
+			What:   fmt.Sprintf("min_disk is %d GB, but the disk needs %d", img.MinDisk, gibibytes(size)),
+			Remedy: "Leave --min-disk out to get the smallest that fits.",
+		}
+	}
+	if len(img.Tags) < maxTags {
+		img.MarkerTag = ims.Tag{Key: MarkerKey, Value: p.RunID}
+	} else {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("with %d tags there is no room for the tag %s: if the answer to the "+
+			"import call is lost, the image can only be looked for by name", len(img.Tags), MarkerKey))
+	}
+	if err := img.Validate(); err != nil {
+		return err
+	}
+	p.Warnings = append(p.Warnings, img.Warnings()...)
+	if p.Request.Offline {
+		return nil
+	}
+	if err := i.checkObject(ctx, p); err != nil {
+		return err
+	}
+	return i.checkService(ctx, p)
+}
+
+// checkObject asks object storage what could go wrong with the upload.
+func (i *Importer) checkObject(ctx context.Context, p *Plan) error {
+	if p.Request.Offline {
+		return nil
+	}
+	bucket, key := p.Request.Bucket, p.Request.Key
+	info, err := i.OBS.CheckBucket(ctx, bucket)
+	if err != nil {
+		return err
+	}
+	switch {
+	case info.Region != "" && info.Region != i.Region:
+		return &CheckError{
+			What:   fmt.Sprintf("the bucket %q is in region %q, not in %q", bucket, info.Region, i.Region),
+			Remedy: "The service imports only from its own region: use a bucket there, or another --region.",
+		}
+	case info.ParallelFileSystem:
+		return &CheckError{
+			What:   fmt.Sprintf("%q is a parallel file system, not an object bucket", bucket),
+			Remedy: "Use an ordinary bucket of class Standard.",
+		}
+	case info.StorageClass != "" && !strings.EqualFold(info.StorageClass, "STANDARD"):
+		return &CheckError{
+			What:   fmt.Sprintf("the bucket %q has the storage class %s", bucket, info.StorageClass),
+			Remedy: "The service imports only from buckets of class Standard.",
+		}
+	}
+	if p.Request.Overwrite {
+		return nil
+	}
+	for _, k := range []string{key, BitmapKey(key)} {
+		_, err := i.OBS.Stat(ctx, bucket, k)
+		var oe *obs.Error
+		switch {
+		case errors.As(err, &oe) && oe.Kind == obs.KindNotFound:
+		case err != nil:
+			return err
+		default:
+			return &CheckError{
+				What:   fmt.Sprintf("obs://%s/%s exists", bucket, k),
+				Remedy: "Choose another --key, or give --overwrite to replace it.",
+			}
+		}
+	}
+	return nil
+}
+
+// checkService asks IMS what could make the import fail when all has been uploaded. A question that
+// a cloud doesn't answer is left out with a warning; one that fails for lack of rights is not.
+func (i *Importer) checkService(ctx context.Context, p *Plan) error {
+	img := &p.Request.Image
+	skip := func(what string, err error) error {
+		switch ims.KindOf(err) {
+		case ims.KindNotFound, ims.KindUnsupported, ims.KindPermission:
+			p.Warnings = append(p.Warnings, fmt.Sprintf("%s could not be checked: %v", what, err))
+			return nil
+		}
+		return err
+	}
+	if img.Type != ims.TypeDataImage {
+		list, err := i.IMS.OSVersions(ctx)
+		if err != nil {
+			if err := skip("the operating system's name", err); err != nil {
+				return err
+			}
+		} else if err := checkOSVersion(img.OSVersion, list); err != nil {
+			return err
+		}
+	}
+	used, quota, err := i.IMS.Quota(ctx)
+	if err != nil {
+		if err := skip("the image quota", err); err != nil {
+			return err
+		}
+	} else if quota > 0 && used >= quota {
+		return &CheckError{
+			What:   fmt.Sprintf("the quota of private images is used up: %d of %d", used, quota),
+			Remedy: "Delete images that are no longer needed, or ask for a larger quota.",
+		}
+	}
+	if p.Request.AllowDuplicateName {
+		return nil
+	}
+	same, err := i.IMS.ListImages(ctx, ims.ImageFilter{Name: img.Name, ImageType: "private"})
+	if err != nil {
+		return skip("whether the image's name is taken", err)
+	}
+	if len(same) > 0 {
+		return &CheckError{
+			What:   fmt.Sprintf("an image named %q exists: %s", img.Name, same[0].ID),
+			Remedy: "Choose another --name, or give --allow-duplicate-name where the cloud permits it.",
+		}
+	}
+	return nil
+}
+
+func checkOSVersion(want string, list []ims.OSVersion) error {
+	if len(list) == 0 {
+		return nil
+	}
+	for _, v := range list {
+		if v.Key == want || v.Version == want {
+			return nil
+		}
+	}
+	e := &CheckError{
+		What:   fmt.Sprintf("this region knows no operating system %q", want),
+		Remedy: "The name must match exactly.",
+		Err:    ErrUnknownOS,
+	}
+	if near := ims.NearestOSVersions(want, list, 3); len(near) > 0 {
+		e.Remedy += " Nearest:\n    " + strings.Join(near, "\n    ")
+	}
+	return e
+}
+
+// ErrUnknownOS is in the chain of the error for an os_version that the region doesn't list.
+var ErrUnknownOS = errors.New("unknown os_version")
+
+// gibibytes is a size in whole GiB, rounded up.
+func gibibytes(size int64) int {
+	g := size >> 30
+	if size&(1<<30-1) != 0 {
+		g++
+	}
+	return int(g)
+}
+
+// MinDisk is the smallest min_disk, in GB, for a disk of size bytes: the disk's own size rounded up,
+// and not below what newer documentation asks for a system disk (Linux 10, Windows 20) and a data
+// disk (10).
+func MinDisk(size int64, imageType, osVersion string) int {
+	least := 10
+	if imageType != ims.TypeDataImage && strings.HasPrefix(osVersion, "Windows") {
+		least = 20
+	}
+	return max(least, gibibytes(size))
+}
+
+// newRunID is a short random name of one run.
+func newRunID() string {
+	var b [6]byte
+	rand.Read(b[:]) // never fails (crypto/rand since Go 1.24)
+	return hex.EncodeToString(b[:])
+}

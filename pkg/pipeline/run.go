@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/imsprep/imsprep/bitmap"
+	"github.com/imsprep/imsprep/convert"
+	"github.com/imsprep/imsprep/pkg/ims"
+	"github.com/imsprep/imsprep/pkg/obs"
+)
+
+// cleanupLimit bounds the deleting of objects when a run ends badly: it happens after an interrupt,
+// and nobody waits long for a program that was told to stop.
+const cleanupLimit = 1500 * time.Millisecond
+
+// UploadResult is what an upload did.
+type UploadResult struct {
+	Bucket string `json:"bucket"`
+	Key    string `json:"key"`
+	ETag   string `json:"etag"`
+
+	VirtualSize int64 `json:"virtual_size"` // bytes; also the object's size
+	DataBytes   int64 `json:"data_bytes"`   // bytes in blocks that aren't all zero
+	BytesRead   int64 `json:"bytes_read"`   // bytes of the disk read and decoded
+	BytesSent   int64 `json:"bytes_sent"`   // body bytes sent, with the zero object's and those of repeated parts
+	BytesCopied int64 `json:"bytes_copied"` // zeros made on the server by copying
+
+	PartsSent   int `json:"parts_sent"`
+	PartsCopied int `json:"parts_copied"`
+	Requests    int `json:"requests"`
+	Retries     int `json:"retries"`
+
+	Bitmap BitmapResult `json:"bitmap"`
+}
+
+// BitmapResult is the bitmap that stands beside the object.
+type BitmapResult struct {
+	Key        string `json:"key"`
+	Layout     string `json:"layout"`
+	BlockSize  int64  `json:"block_size"` // bytes
+	Blocks     int64  `json:"blocks"`
+	DataBlocks int64  `json:"data_blocks"`
+}
+
+// Result is a finished import.
+type Result struct {
+	ImageID string `json:"image_id,omitempty"` // absent with NoWait
+	Name    string `json:"name"`
+	Status  string `json:"status"` // the image's, or the job's when it isn't waited for
+	JobID   string `json:"job_id,omitempty"`
+	RunID   string `json:"run_id"`
+	MinDisk int    `json:"min_disk"` // GB
+	// Recovered says that the answer to the import call was lost and the image found by its tag.
+	Recovered  bool         `json:"recovered,omitempty"`
+	ObjectKept bool         `json:"object_kept"`
+	Upload     UploadResult `json:"upload"`
+	Seconds    float64      `json:"seconds"`
+	Warnings   []string     `json:"warnings,omitempty"`
+}
+
+// InterruptedError is a run that was told to stop. Next says what stands and how to go on.
+type InterruptedError struct {
+	Phase Phase
+	Next  string
+	Err   error
+}
+
+func (e *InterruptedError) Error() string { return fmt.Sprintf("interrupted while in %s", e.Phase) }
+func (e *InterruptedError) Unwrap() error { return e.Err }
+
+// Hint says how to go on.
+func (e *InterruptedError) Hint() string { return e.Next }
+
+// ObjectKeptError is an import that failed after the upload; the object is still there.
+type ObjectKeptError struct {
+	Bucket, Key string
+	Err         error
+}
+
+func (e *ObjectKeptError) Error() string {
+	return fmt.Sprintf("%v\n  the object was kept: obs://%s/%s (and its bitmap %s)", e.Err, e.Bucket, e.Key, BitmapKey(e.Key))
+}
+func (e *ObjectKeptError) Unwrap() error { return e.Err }
+
+// run carries one plan out.
+type run struct {
+	*Importer
+	plan *Plan
+	mu   sync.Mutex // events one at a time
+}
+
+func (r *run) event(e Event) {
+	if r.Events == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Events(e)
+}
+
+// Upload sends the plan's disk and its bitmap to the bucket. When it fails, nothing is left there.
+func (i *Importer) Upload(ctx context.Context, p *Plan) (*UploadResult, error) {
+	r := &run{Importer: i, plan: p}
+	return r.upload(ctx)
+}
+
+// Run carries out a plan made by [Importer.Plan]: upload, bitmap, import call, job. Until the service has
+// accepted the import, a failure leaves nothing behind; after that, the objects stay until the import
+// has succeeded, since the service reads them. Errors are those of the packages that found them, and
+// *InterruptedError when ctx ended.
+func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
+	start := time.Now()
+	r := &run{Importer: i, plan: p}
+	up, err := r.upload(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res := &Result{
+		Name:     p.Request.Image.Name,
+		RunID:    p.RunID,
+		MinDisk:  p.Request.Image.MinDisk,
+		Upload:   *up,
+		Warnings: p.Warnings,
+	}
+	sub, err := r.submit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res.JobID, res.Recovered = sub.JobID, sub.Recovered
+	if p.Request.NoWait {
+		res.ImageID = sub.ImageID
+		res.Status, res.ObjectKept = string(ims.JobInit), true
+		res.Seconds = time.Since(start).Seconds()
+		return res, nil
+	}
+	image, err := r.wait(ctx, sub)
+	if err != nil {
+		return nil, err
+	}
+	res.ImageID, res.Status = image.ID, image.Status
+	res.ObjectKept = p.Request.KeepObject
+	if !p.Request.KeepObject {
+		r.event(Event{Phase: PhaseCleanup, State: StateStart})
+		if err := r.deleteObjects(ctx); err != nil {
+			// The image is there and good; an object too many is not worth failing for.
+			res.ObjectKept = true
+			res.Warnings = append(res.Warnings, fmt.Sprintf("the object could not be deleted: %v", err))
+			r.event(Event{Phase: PhaseCleanup, State: StateWarning, Note: err.Error()})
+		}
+		r.event(Event{Phase: PhaseCleanup, State: StateDone})
+	}
+	res.Seconds = time.Since(start).Seconds()
+	return res, nil
+}
+
+func (r *run) upload(ctx context.Context) (*UploadResult, error) {
+	p := r.plan
+	blocks, err := bitmap.NewMap(p.Disk.Size(), p.Layout.BlockSize)
+	if err != nil {
+		return nil, err
+	}
+	scanner := convert.NewScanner(p.Disk, blocks)
+	total := p.Disk.Size()
+	r.event(Event{Phase: PhaseUpload, State: StateStart, Unit: UnitBytes, Total: total})
+	res, err := r.OBS.Upload(ctx, obs.UploadOptions{
+		Bucket:      p.Request.Bucket,
+		Key:         p.Request.Key,
+		Plan:        p.Parts,
+		Source:      scanner,
+		ZeroCopy:    p.Request.ZeroCopy,
+		ContentType: "application/octet-stream",
+		RunID:       p.RunID,
+		Progress: func(e obs.UploadEvent) {
+			r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: e.Done, Total: total, Sent: e.Sent, Copied: e.Copied})
+		},
+	})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, &InterruptedError{Phase: PhaseUpload, Err: ctx.Err(),
+				Next: "The unfinished upload was aborted; run the same command again to start anew."}
+		}
+		return nil, err
+	}
+	r.event(Event{Phase: PhaseUpload, State: StateDone, Unit: UnitBytes, Done: total, Total: total, Sent: res.BytesSent, Copied: res.BytesCopied})
+
+	r.event(Event{Phase: PhaseBitmap, State: StateStart})
+	key := BitmapKey(p.Request.Key)
+	mf, err := p.Layout.Encode(blocks)
+	if err == nil {
+		err = r.OBS.PutSmall(ctx, p.Request.Bucket, key, mf, nil)
+	}
+	if err != nil {
+		return nil, r.abandon(ctx, PhaseBitmap, err)
+	}
+	r.event(Event{Phase: PhaseBitmap, State: StateDone})
+	stats := scanner.Stats()
+	return &UploadResult{
+		Bucket:      p.Request.Bucket,
+		Key:         p.Request.Key,
+		ETag:        res.ETag,
+		VirtualSize: total,
+		DataBytes:   stats.DataBytes,
+		BytesRead:   stats.BytesRead,
+		BytesSent:   res.BytesSent,
+		BytesCopied: res.BytesCopied,
+		PartsSent:   res.PartsSent,
+		PartsCopied: res.PartsCopied,
+		Requests:    res.Requests,
+		Retries:     res.Retries,
+		Bitmap: BitmapResult{
+			Key:        key,
+			Layout:     p.Layout.Name,
+			BlockSize:  blocks.BlockSize(),
+			Blocks:     blocks.Blocks(),
+			DataBlocks: blocks.Count(),
+		},
+	}, nil
+}
+
+func (r *run) submit(ctx context.Context) (*ims.Submitted, error) {
+	r.event(Event{Phase: PhaseSubmit, State: StateStart})
+	sub, err := r.IMS.QuickImport(ctx, &r.plan.Request.Image, r.plan.Request.Generation)
+	if err != nil {
+		var unclear *ims.AmbiguousSubmitError
+		switch {
+		case errors.As(err, &unclear):
+			// The service may be reading the object right now.
+			return nil, &ObjectKeptError{r.plan.Request.Bucket, r.plan.Request.Key, err}
+		case ctx.Err() != nil:
+			// The call may have gone out just before the interrupt.
+			return nil, &InterruptedError{Phase: PhaseSubmit, Err: ctx.Err(), Next: fmt.Sprintf(
+				"The import may have been accepted: look for an image named %q. The object was kept: obs://%s/%s",
+				r.plan.Request.Image.Name, r.plan.Request.Bucket, r.plan.Request.Key)}
+		}
+		return nil, r.abandon(ctx, PhaseSubmit, err)
+	}
+	note := "job " + sub.JobID
+	if sub.Recovered {
+		note = "the answer was lost; found image " + sub.ImageID
+	}
+	r.event(Event{Phase: PhaseSubmit, State: StateDone, Note: note})
+	return sub, nil
+}
+
+// wait follows the import to its image, by the job or, when only the image is known, by its status.
+func (r *run) wait(ctx context.Context, sub *ims.Submitted) (*ims.Image, error) {
+	req := &r.plan.Request
+	o := req.Wait
+	o.MarkerTag, o.Name, o.Since = req.Image.MarkerTag, req.Image.Name, sub.SubmittedAt
+	o.OnUpdate = func(j *ims.Job) {
+		r.event(Event{Phase: PhaseJob, State: StateProgress, Unit: UnitPercent, Done: int64(max(j.Progress, 0) * 100), Total: 100, Note: string(j.Status)})
+	}
+	o.OnError = func(err error) {
+		r.event(Event{Phase: PhaseJob, State: StateWarning, Note: err.Error()})
+	}
+	r.event(Event{Phase: PhaseJob, State: StateStart, Unit: UnitPercent, Total: 100, Note: sub.JobID})
+	id := sub.ImageID
+	var err error
+	if sub.JobID != "" {
+		var job *ims.Job
+		if job, err = r.IMS.WaitJob(ctx, sub.JobID, o); err == nil {
+			id = job.ImageID
+		}
+	}
+	var image *ims.Image
+	if err == nil {
+		// The job's word is not enough: the image itself must be active.
+		image, err = r.IMS.WaitImage(ctx, id, o)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			next := fmt.Sprintf("The import goes on at the service. Follow it with: imsprep job wait %s", sub.JobID)
+			if sub.JobID == "" {
+				next = fmt.Sprintf("The import goes on at the service. Look at it with: imsprep image show %s", id)
+			}
+			return nil, &InterruptedError{Phase: PhaseJob, Err: ctx.Err(), Next: next}
+		}
+		return nil, &ObjectKeptError{req.Bucket, req.Key, err}
+	}
+	r.event(Event{Phase: PhaseJob, State: StateDone, Unit: UnitPercent, Done: 100, Total: 100, Note: image.ID})
+	return image, nil
+}
+
+// abandon removes the objects of a run that failed for good before the service knew of it, and says
+// so if even that fails.
+func (r *run) abandon(ctx context.Context, phase Phase, err error) error {
+	interrupted := ctx.Err() != nil
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+	defer cancel()
+	next := "The upload was taken back; run the same command again to start anew."
+	if derr := r.deleteObjects(clean); derr != nil {
+		left := &ObjectKeptError{r.plan.Request.Bucket, r.plan.Request.Key, err}
+		if !interrupted {
+			return left
+		}
+		next = fmt.Sprintf("The object obs://%s/%s is left behind: %v", left.Bucket, left.Key, derr)
+	}
+	if interrupted {
+		return &InterruptedError{Phase: phase, Err: ctx.Err(), Next: next}
+	}
+	return err
+}
+
+// deleteObjects deletes the object and its bitmap; one that isn't there is fine.
+func (r *run) deleteObjects(ctx context.Context) error {
+	var errs []error
+	for _, key := range []string{r.plan.Request.Key, BitmapKey(r.plan.Request.Key)} {
+		err := r.OBS.Delete(ctx, r.plan.Request.Bucket, key)
+		var oe *obs.Error
+		if err != nil && (!errors.As(err, &oe) || oe.Kind != obs.KindNotFound) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
