@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Kind says what sort of failure an Error is, as far as the caller's next step depends on it.
@@ -57,6 +58,8 @@ type Error struct {
 	// unfinished uploads as "upload ID of KEY". Those cost money until they are removed.
 	Left []string
 	Err  error // cause, if it is not the server's answer
+
+	retryAfter time.Duration // as the server asked, 0 = not said
 }
 
 // Error implements error in one line.

@@ -1,0 +1,566 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package obs
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/signer"
+)
+
+// Defaults of Options.
+const (
+	DefaultIdleTimeout = 60 * time.Second
+	DefaultMaxAttempts = 8
+	DefaultBackoffBase = 500 * time.Millisecond
+	DefaultBackoffCap  = 30 * time.Second
+)
+
+// serverWork multiplies the idle limit of requests during which the server is silent because it
+// works: copying a part and completing an upload.
+const serverWork = 5
+
+// Options say where the store is and how to treat it.
+type Options struct {
+	// Endpoint is the store's host[:port], or a URL of scheme and host only. Without a scheme it is
+	// https. Buckets are addressed as part of the host name, but in the path if the host is an IP
+	// address or localhost.
+	Endpoint string
+	// Region is the region's id as signatures need it, for example cn-north-4.
+	Region string
+	// Credentials are asked for at every request.
+	Credentials CredentialsFunc
+	// Transport carries the requests; nil is a transport of the client's own, tuned for parallel
+	// parts, with TLS 1.2 or newer.
+	Transport http.RoundTripper
+	// Proxy chooses the proxy of a request when Transport is nil; nil is none.
+	// http.ProxyFromEnvironment fits.
+	Proxy func(*http.Request) (*url.URL, error)
+	// UserAgent is added to the User-Agent header, as name/version.
+	UserAgent string
+	// IdleTimeout is how long an attempt may go without moving a byte. 0 is DefaultIdleTimeout.
+	// Copying a part and completing an upload get five times as long.
+	IdleTimeout time.Duration
+	// MaxAttempts is how often a request is tried in all. 0 is DefaultMaxAttempts.
+	MaxAttempts int
+	// BackoffBase and BackoffCap shape the wait before attempt n+1: evenly distributed from 0 to
+	// min(BackoffCap, BackoffBase × 2^(n-1)). 0 is the default of each.
+	BackoffBase, BackoffCap time.Duration
+}
+
+// Client talks to one store. It is safe for concurrent use.
+type Client struct {
+	core     *minio.Core
+	http     *http.Client
+	meter    *meter
+	endpoint *url.URL
+	path     bool // path style
+	o        Options
+
+	// lastSecrets are those of the latest request, to keep them out of error texts.
+	lastSecrets atomic.Pointer[Credentials]
+
+	newBuffer func(n int64) []byte
+}
+
+// New makes a client. It sends nothing.
+func New(o Options) (*Client, error) {
+	bad := func(format string, a ...any) error {
+		return &Error{Op: "set up object store client", Kind: KindInvalid, Message: fmt.Sprintf(format, a...)}
+	}
+	u, err := parseEndpoint(o.Endpoint)
+	if err != nil {
+		return nil, bad("%v", err)
+	}
+	if o.Region == "" || strings.ContainsAny(o.Region, " /\r\n\t") {
+		return nil, bad("region %q: a region's id is needed", o.Region)
+	}
+	if o.Credentials == nil {
+		return nil, bad("no credentials")
+	}
+	if o.IdleTimeout < 0 || o.MaxAttempts < 0 || o.BackoffBase < 0 || o.BackoffCap < 0 {
+		return nil, bad("a limit is negative")
+	}
+	setDefault(&o.IdleTimeout, DefaultIdleTimeout)
+	setDefault(&o.MaxAttempts, DefaultMaxAttempts)
+	setDefault(&o.BackoffBase, DefaultBackoffBase)
+	setDefault(&o.BackoffCap, DefaultBackoffCap)
+	next := o.Transport
+	if next == nil {
+		next = newTransport(o.Proxy)
+	}
+	c := &Client{
+		endpoint:  u,
+		path:      pathStyle(u.Hostname()),
+		o:         o,
+		meter:     &meter{next: next, idle: o.IdleTimeout},
+		newBuffer: func(n int64) []byte { return make([]byte, n) },
+	}
+	c.http = &http.Client{
+		Transport:     c.meter,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	lookup := minio.BucketLookupDNS
+	if c.path {
+		lookup = minio.BucketLookupPath
+	}
+	c.core, err = minio.NewCore(u.Host, &minio.Options{
+		Creds:        credentials.New(provider{c}),
+		Secure:       u.Scheme == "https",
+		Transport:    c.meter,
+		Region:       o.Region,
+		BucketLookup: lookup,
+		// One retry layer, ours: it knows what may be repeated and what slows down.
+		MaxRetries: 1,
+	})
+	if err != nil {
+		return nil, bad("%v", err)
+	}
+	if name, version, ok := strings.Cut(o.UserAgent, "/"); ok {
+		c.core.SetAppInfo(name, version)
+	} else if o.UserAgent != "" {
+		c.core.SetAppInfo(o.UserAgent, "0")
+	}
+	return c, nil
+}
+
+// Close releases idle connections. The client stays usable.
+func (c *Client) Close() { c.meter.CloseIdleConnections() }
+
+// Secure tells whether the store is spoken to over TLS.
+func (c *Client) Secure() bool { return c.endpoint.Scheme == "https" }
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+func parseEndpoint(s string) (*url.URL, error) {
+	if s == "" {
+		return nil, fmt.Errorf("no endpoint")
+	}
+	if !strings.Contains(s, "://") {
+		s = "https://" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil {
+		return nil, fmt.Errorf("the endpoint is not a host name or URL")
+	}
+	if u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("endpoint with scheme %q: http or https is needed", u.Scheme)
+	}
+	if u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
+		return nil, fmt.Errorf("the endpoint must have a host and a port only")
+	}
+	if u.Hostname() == "" {
+		return nil, fmt.Errorf("the endpoint has no host")
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
+}
+
+func pathStyle(host string) bool {
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	_, err := netip.ParseAddr(host)
+	return err == nil
+}
+
+// provider hands the caller's keys to minio-go. It counts as always expired, so that minio-go asks
+// before each request; keeping keys is the CredentialsFunc's business.
+type provider struct{ c *Client }
+
+func (p provider) Retrieve() (credentials.Value, error) { return p.RetrieveWithCredContext(nil) }
+
+func (p provider) RetrieveWithCredContext(cc *credentials.CredContext) (credentials.Value, error) {
+	ctx := context.Background()
+	if cc != nil && cc.Context != nil {
+		ctx = cc.Context
+	}
+	cr, err := p.c.keys(ctx)
+	if err != nil {
+		return credentials.Value{}, err
+	}
+	return credentials.Value{AccessKeyID: cr.AccessKey, SecretAccessKey: cr.SecretKey,
+		SessionToken: cr.SecurityToken, SignerType: credentials.SignatureV4}, nil
+}
+
+func (provider) IsExpired() bool { return true }
+
+// keysError marks failures to get keys.
+type keysError struct{ err error }
+
+func (e *keysError) Error() string { return e.err.Error() }
+func (e *keysError) Unwrap() error { return e.err }
+
+func (c *Client) keys(ctx context.Context) (Credentials, error) {
+	cr, err := c.o.Credentials(ctx)
+	if err != nil {
+		return Credentials{}, &keysError{err}
+	}
+	if cr.AccessKey == "" || cr.SecretKey == "" {
+		// minio-go would send the request unsigned.
+		return Credentials{}, &keysError{fmt.Errorf("the access key or its secret is missing")}
+	}
+	c.lastSecrets.Store(&cr)
+	return cr, nil
+}
+
+// target says what a call is about, for its errors.
+type target struct {
+	op          string
+	bucket, key string
+	part        int
+	offset      int64
+	idleFactor  int // 0 = 1
+	attempts    int // 0 = the client's MaxAttempts
+	stats       *stats
+	// before and after bracket every attempt, for the limiter.
+	before func(ctx context.Context) (after func(*Error), err error)
+}
+
+// stats counts what an upload costs.
+type stats struct{ requests, retries atomic.Int64 }
+
+// call runs fn until it succeeds, fails for good or has been tried often enough.
+func (c *Client) call(ctx context.Context, t target, fn func(ctx context.Context) error) error {
+	attempts := t.attempts
+	if attempts == 0 {
+		attempts = c.o.MaxAttempts
+	}
+	refreshed := false
+	for n := 1; ; n++ {
+		e, again := c.attempt(ctx, t, fn)
+		if e == nil {
+			return nil
+		}
+		e.Attempts = n
+		switch {
+		case ctx.Err() != nil || n >= attempts:
+			return e
+		case again:
+		case expiredCode(e.Code) && !refreshed:
+			// Keys are asked for anew at every request: the next ones may be fresh.
+			refreshed = true
+		default:
+			return e
+		}
+		if t.stats != nil {
+			t.stats.retries.Add(1)
+		}
+		if err := c.backoff(ctx, n, e); err != nil {
+			e = c.explain(t, err, nil)
+			e.Attempts = n
+			return e
+		}
+	}
+}
+
+// attempt runs fn once. again tells whether the failure is one that may pass.
+func (c *Client) attempt(ctx context.Context, t target, fn func(ctx context.Context) error) (e *Error, again bool) {
+	var after func(*Error)
+	if t.before != nil {
+		var err error
+		if after, err = t.before(ctx); err != nil {
+			return c.explain(t, err, nil), false
+		}
+	}
+	ex := &exchange{}
+	if t.idleFactor > 1 {
+		ex.idle = time.Duration(t.idleFactor) * c.o.IdleTimeout
+	}
+	actx, cancel := context.WithCancel(context.WithValue(ctx, exchangeKey{}, ex))
+	err := fn(actx)
+	cancel()
+	if t.stats != nil {
+		t.stats.requests.Add(int64(ex.sentRequests()))
+	}
+	if err != nil {
+		if cerr := ctx.Err(); cerr != nil {
+			err = cerr
+		}
+		e = c.explain(t, err, ex)
+	}
+	if after != nil {
+		after(e)
+	}
+	return e, e != nil && e.Kind == KindTransient
+}
+
+// backoff waits with full jitter before attempt n+1, longer if the server said so.
+func (c *Client) backoff(ctx context.Context, n int, e *Error) error {
+	ceiling := c.o.BackoffCap
+	if d := c.o.BackoffBase << min(n-1, 20); d > 0 && d < ceiling {
+		ceiling = d
+	}
+	d := time.Duration(rand.Int64N(int64(ceiling) + 1))
+	if e.retryAfter > d {
+		d = min(e.retryAfter, c.o.BackoffCap)
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// BucketInfo is what the store tells about a bucket; fields it keeps to itself are empty.
+type BucketInfo struct {
+	Region             string // region id
+	StorageClass       string // default class of new objects, as told: STANDARD, STANDARD_IA, WARM, ...
+	ParallelFileSystem bool   // not an object bucket: unfit for images
+}
+
+// CheckBucket asks for a bucket's existence, our access to it, its region and its class.
+// KindNotFound: there is none of that name. KindAuth: no right. KindRegion: it lives elsewhere.
+func (c *Client) CheckBucket(ctx context.Context, bucket string) (BucketInfo, error) {
+	// Fewer attempts than usual: this is the first call of a run, and what fails it is as often a
+	// mistyped endpoint as a passing trouble.
+	t := target{op: "check bucket", bucket: bucket, attempts: min(c.o.MaxAttempts, 4)}
+	if err := ValidateBucket(bucket, c.Secure() && !c.path); err != nil {
+		return BucketInfo{}, err
+	}
+	var info BucketInfo
+	err := c.call(ctx, t, func(ctx context.Context) error {
+		h, err := c.head(ctx, bucket, "")
+		if err != nil {
+			return err
+		}
+		info = BucketInfo{
+			Region:             firstHeader(h, "x-amz-bucket-region", "x-obs-bucket-location"),
+			StorageClass:       firstHeader(h, "x-default-storage-class", "x-obs-storage-class", "x-amz-storage-class"),
+			ParallelFileSystem: strings.EqualFold(h.Get("x-obs-fs-file-interface"), "enabled"),
+		}
+		return nil
+	})
+	return info, err
+}
+
+// ObjectInfo describes a stored object.
+type ObjectInfo struct {
+	Size         int64             // bytes
+	ETag         string            // without quotes; opaque for objects of several parts
+	StorageClass string            // STANDARD when the store does not tell, as it may
+	Metadata     map[string]string // user metadata, lower-case names without x-amz-meta-
+}
+
+// Stat asks for an object's size and properties.
+func (c *Client) Stat(ctx context.Context, bucket, key string) (ObjectInfo, error) {
+	return c.stat(ctx, target{bucket: bucket, key: key})
+}
+
+func (c *Client) stat(ctx context.Context, t target) (ObjectInfo, error) {
+	t.op = "look at object"
+	var info ObjectInfo
+	err := c.call(ctx, t, func(ctx context.Context) error {
+		h, err := c.head(ctx, t.bucket, t.key)
+		if err != nil {
+			return err
+		}
+		info = ObjectInfo{ETag: trimETag(h.Get("ETag")), Metadata: map[string]string{},
+			StorageClass: firstHeader(h, "x-amz-storage-class", "x-obs-storage-class")}
+		setDefault(&info.StorageClass, "STANDARD")
+		if info.Size, err = strconv.ParseInt(h.Get("Content-Length"), 10, 64); err != nil || info.Size < 0 {
+			return fmt.Errorf("the answer has no usable Content-Length")
+		}
+		for k, v := range h {
+			if name, ok := strings.CutPrefix(strings.ToLower(k), "x-amz-meta-"); ok {
+				info.Metadata[name] = strings.Join(v, ",")
+			}
+		}
+		return nil
+	})
+	return info, err
+}
+
+// head sends a signed HEAD of a bucket (empty key) or an object.
+func (c *Client) head(ctx context.Context, bucket, key string) (http.Header, error) {
+	u := *c.endpoint
+	// Signatures cover the Host header, from which default ports are missing.
+	if port := u.Port(); (u.Scheme == "http" && port == "80") || (u.Scheme == "https" && port == "443") {
+		u.Host = strings.TrimSuffix(u.Host, ":"+port)
+	}
+	if c.path {
+		u.Path = "/" + bucket + "/" + key
+	} else {
+		u.Host = bucket + "." + u.Host
+		u.Path = "/" + key
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	cr, err := c.keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if c.o.UserAgent != "" {
+		req.Header.Set("User-Agent", c.o.UserAgent)
+	}
+	req.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
+	req = signer.SignV4(*req, cr.AccessKey, cr.SecretKey, cr.SecurityToken, c.o.Region)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		// explain takes the rest from the exchange: answers to HEAD have no body.
+		return nil, &statusError{resp.StatusCode}
+	}
+	return resp.Header, nil
+}
+
+// statusError is an answer without a body.
+type statusError struct{ status int }
+
+func (e *statusError) Error() string { return http.StatusText(e.status) }
+
+// PutSmall stores data as an object of its own in one request, with Content-MD5 and of class
+// STANDARD. It is meant for what fits into memory easily.
+func (c *Client) PutSmall(ctx context.Context, bucket, key string, data []byte, metadata map[string]string) error {
+	if err := c.checkTarget(bucket, key, metadata); err != nil {
+		return err
+	}
+	_, err := c.put(ctx, target{op: "put object", bucket: bucket, key: key}, int64(len(data)), md5Base64(data),
+		func() io.ReadSeeker { return bytes.NewReader(data) }, metadata, nil)
+	return err
+}
+
+func (c *Client) checkTarget(bucket, key string, metadata map[string]string) error {
+	if err := ValidateBucket(bucket, c.Secure() && !c.path); err != nil {
+		return err
+	}
+	if err := ValidateKey(key); err != nil {
+		return err
+	}
+	return checkMetadata(metadata)
+}
+
+// put sends one object of n bytes and returns its ETag. moved learns of every byte that goes out.
+func (c *Client) put(ctx context.Context, t target, n int64, sum string, body func() io.ReadSeeker,
+	metadata map[string]string, moved func(int)) (string, error) {
+	var etag string
+	err := c.call(ctx, t, func(ctx context.Context) error {
+		p := &payload{r: body(), moved: moved}
+		defer p.release()
+		info, err := c.core.PutObject(ctx, t.bucket, t.key, p, n, sum, "", objectOptions("", metadata))
+		etag = info.ETag
+		return err
+	})
+	return etag, err
+}
+
+func objectOptions(contentType string, metadata map[string]string) minio.PutObjectOptions {
+	user := make(map[string]string, len(metadata))
+	for k, v := range metadata {
+		// With the prefix minio-go cannot take a name for a standard header.
+		user["x-amz-meta-"+k] = v
+	}
+	return minio.PutObjectOptions{
+		ContentType:  contentType,
+		UserMetadata: user,
+		// IMS reads no other class, whatever the bucket's default is.
+		StorageClass: "STANDARD",
+		// No chunk signatures in the body over plain HTTP; Content-MD5 guards it.
+		DisableContentSha256: true,
+	}
+}
+
+// Delete removes an object. One that does not exist counts as removed.
+func (c *Client) Delete(ctx context.Context, bucket, key string) error {
+	return c.remove(ctx, target{bucket: bucket, key: key})
+}
+
+func (c *Client) remove(ctx context.Context, t target) error {
+	t.op = "delete object"
+	err := c.call(ctx, t, func(ctx context.Context) error {
+		return c.core.RemoveObject(ctx, t.bucket, t.key, minio.RemoveObjectOptions{})
+	})
+	if KindOf(err) == KindNotFound && !isCode(err, "NoSuchBucket") {
+		return nil
+	}
+	return err
+}
+
+// GetRange opens n bytes of an object from off on. The caller closes the reader. Only opening it is
+// retried; a read that fails midway returns a plain error.
+func (c *Client) GetRange(ctx context.Context, bucket, key string, off, n int64) (io.ReadCloser, error) {
+	t := target{op: "read object", bucket: bucket, key: key}
+	if off < 0 || n <= 0 {
+		return nil, &Error{Op: t.op, Bucket: bucket, Key: key, Kind: KindInvalid,
+			Message: fmt.Sprintf("range of %d bytes at %d", n, off)}
+	}
+	// The reader outlives the attempt that opened it, so it must not hang on the attempt's context.
+	rctx, cancel := context.WithCancel(ctx)
+	var body io.ReadCloser
+	err := c.call(ctx, t, func(actx context.Context) error {
+		var o minio.GetObjectOptions
+		if err := o.SetRange(off, off+n-1); err != nil {
+			return err
+		}
+		ex := actx.Value(exchangeKey{})
+		rc, _, h, err := c.core.GetObject(context.WithValue(rctx, exchangeKey{}, ex), bucket, key, o)
+		if err != nil {
+			return err
+		}
+		if got := h.Get("Content-Range"); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", off)) {
+			_ = rc.Close()
+			return fmt.Errorf("the server did not answer with the range asked for, but with %q", got)
+		}
+		body = rc
+		return nil
+	})
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &rangeReader{ReadCloser: body, cancel: cancel}, nil
+}
+
+type rangeReader struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (r *rangeReader) Close() error {
+	// Canceled first: closing would otherwise read the rest of the range.
+	r.cancel()
+	return r.ReadCloser.Close()
+}
+
+func md5Base64(p []byte) string {
+	sum := md5.Sum(p)
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+func firstHeader(h http.Header, names ...string) string {
+	for _, n := range names {
+		if v := h.Get(n); v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+func trimETag(s string) string { return strings.Trim(s, `"`) }

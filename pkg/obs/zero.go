@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package obs
+
+import (
+	"context"
+	"crypto/md5"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// seedSize is how many zeros are really sent: the shortest object that parts can be copied from
+// into another multipart upload.
+const seedSize = MinPartSize
+
+// maxFlatCopies is how many copies of the seed make a zero object at most before a level in between
+// saves requests.
+const maxFlatCopies = 24
+
+// zeroLevels returns the sizes of the objects that lead from a sent seed to a zero object of size
+// bytes, each composed of copies of the one before. A level in between makes the number of copies
+// two square roots: 1 GiB takes 15 + 14 copies instead of 205.
+func zeroLevels(size int64) []int64 {
+	if size <= seedSize {
+		return []int64{size}
+	}
+	n := ceilDiv(size, seedSize)
+	if n <= maxFlatCopies {
+		return []int64{seedSize, size}
+	}
+	mid := int64(math.Ceil(math.Sqrt(float64(n)))) * seedSize
+	return []int64{seedSize, mid, size}
+}
+
+// zeroObject is the source of copied zero parts: made on first need, at most once an upload.
+type zeroObject struct {
+	u *upload
+
+	mu      sync.Mutex
+	size    int64 // 0 until made
+	key     string
+	etag    string
+	refused error // why zeros can't be copied, nil as long as they can
+	keys    []string
+	seen    int64 // bytes of data parts that turned out to be zeros
+}
+
+// ready returns the object, making it with size bytes when there is none yet.
+func (z *zeroObject) ready(ctx context.Context, size int64) (key, etag string, err error) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	switch {
+	case z.refused != nil:
+		return "", "", z.refused
+	case z.size == 0:
+		if err := z.make(ctx, size); err != nil {
+			return "", "", err
+		}
+	case size > z.size:
+		return "", "", fmt.Errorf("the zero object has %d bytes, not %d", z.size, size)
+	}
+	return z.key, z.etag, nil
+}
+
+// worthwhile tells whether a data part of n zeros should be copied although a zero object may have to
+// be made for it. Without one, the first few zeros are cheaper to send.
+func (z *zeroObject) worthwhile(n int64) bool {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if z.refused != nil {
+		return false
+	}
+	z.seen += n
+	return z.size > 0 || z.u.mode == ZeroCopyOn || z.seen > seedSize
+}
+
+// refuse ends copying for the rest of the upload. It returns true the first time.
+func (z *zeroObject) refuse(why error) bool {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if z.refused != nil {
+		return false
+	}
+	z.refused = why
+	return true
+}
+
+func (z *zeroObject) make(ctx context.Context, size int64) error {
+	u := z.u
+	levels := zeroLevels(size)
+	var from, etag string
+	for i, n := range levels {
+		key := u.o.Key + ".imsprep-zero-" + u.runID + "-" + strconv.Itoa(i)
+		if len(key) > maxKeyLength {
+			return &Error{Op: "make zero object", Bucket: u.o.Bucket, Key: u.o.Key, Kind: KindInvalid,
+				Message: "the key is too long for the zero object beside it"}
+		}
+		// Noted before it exists, so that it is removed even if the answer is lost.
+		z.keys = append(z.keys, key)
+		var err error
+		if i == 0 {
+			etag, err = u.c.put(ctx, u.target("put zero seed", key), n, u.zeroSum(n).base64(),
+				func() io.ReadSeeker { return newZeros(n) }, u.metadata(), u.moved)
+		} else {
+			etag, err = z.compose(ctx, key, n, from, etag, levels[i-1])
+		}
+		if err != nil {
+			return err
+		}
+		from = key
+	}
+	z.key, z.etag, z.size = from, etag, size
+	return nil
+}
+
+// compose makes an object of size zeros out of copies of a shorter one.
+func (z *zeroObject) compose(ctx context.Context, key string, size int64, from, fromETag string, fromSize int64) (string, error) {
+	u := z.u
+	id, err := u.initiate(ctx, key, "", u.metadata())
+	if err != nil {
+		return "", err
+	}
+	parts := make([]partDone, ceilDiv(size, fromSize))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(1, u.plan.Workers))
+	for i := range parts {
+		g.Go(func() error {
+			off := int64(i) * fromSize
+			n := min(fromSize, size-off)
+			t := u.target("copy zeros to zero object", key)
+			t.part, t.offset = i+1, off
+			etag, err := u.copyRange(gctx, t, id, from, fromETag, n)
+			parts[i] = partDone{size: n, etag: etag}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return "", err
+	}
+	etag, err := u.complete(ctx, key, id, parts, size)
+	if err != nil {
+		return "", err
+	}
+	info, err := u.c.stat(ctx, u.target("", key))
+	if err != nil {
+		return "", err
+	}
+	if info.Size != size {
+		return "", &Error{Op: "make zero object", Bucket: u.o.Bucket, Key: key, Kind: KindIntegrity,
+			Message: fmt.Sprintf("it has %d bytes instead of %d", info.Size, size)}
+	}
+	return etag, nil
+}
+
+// zeros reads n zero bytes.
+type zeros struct{ pos, n int64 }
+
+func newZeros(n int64) *zeros { return &zeros{n: n} }
+
+func (z *zeros) Read(p []byte) (int, error) {
+	if z.pos >= z.n {
+		return 0, io.EOF
+	}
+	p = p[:min(int64(len(p)), z.n-z.pos)]
+	clear(p)
+	z.pos += int64(len(p))
+	return len(p), nil
+}
+
+var errSeek = errors.New("seek out of range")
+
+func (z *zeros) Seek(off int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		off += z.pos
+	case io.SeekEnd:
+		off += z.n
+	}
+	if off < 0 {
+		return 0, errSeek
+	}
+	z.pos = off
+	return off, nil
+}
+
+// zeroSums remembers the MD5 of n zeros: there are few different n in an upload.
+type zeroSums struct {
+	mu   sync.Mutex
+	sums map[int64]sum
+}
+
+func (s *zeroSums) of(n int64) sum {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v, ok := s.sums[n]; ok {
+		return v
+	}
+	h := md5.New()
+	_, _ = io.Copy(h, newZeros(n)) // neither side can fail
+	v := sum(h.Sum(nil))
+	if s.sums == nil {
+		s.sums = map[int64]sum{}
+	}
+	s.sums[n] = v
+	return v
+}
