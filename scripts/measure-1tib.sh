@@ -29,7 +29,7 @@ inside() {
 	echo "--- Peak memory of imsprep: $((peak / 1024)) MiB"
 	sed -n 's/^ *"\(data_bytes\|bytes_sent\|bytes_copied\|bytes_read\)": \([0-9]*\),*$/\1 \2/p' "$dir/result.json" |
 		awk '{ printf "%s %d MiB\n", $1, $2 / 1048576 }'
-	local object=$dir/cloud/data/$IMSPREP_BUCKET/measured.raw
+	local object=$dir/cloud/buckets/$IMSPREP_BUCKET/measured.raw
 	echo "--- The object: $(stat -c %s "$object") bytes, of which $(du -B1 "$object" | cut -f1) on disk"
 	qemu-img compare -f qcow2 -F raw "$dir/disk.qcow2" "$object"
 	bin/imsprep image show "$(sed -n 's/^ *"image_id": "\(.*\)",$/\1/p' "$dir/result.json")"

@@ -116,8 +116,7 @@ func cmdCloud(ts *testscript.TestScript, neg bool, args []string) {
 		_ = cmd.Wait()
 		kill.Stop()
 	})
-	// The environment is complete with the first empty line or, at the latest, with the last name
-	// that the local cloud prints.
+	// The bucket is the last name that the local cloud prints.
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		name, value, ok := strings.Cut(strings.TrimPrefix(lines.Text(), "export "), "=")
@@ -126,7 +125,7 @@ func cmdCloud(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		value = strings.Trim(value, `'"`)
 		ts.Setenv(name, value)
-		if name == "IMSPREP_CONFIRMED_BITMAP" {
+		if name == "IMSPREP_BUCKET" {
 			go io.Copy(io.Discard, out)
 			return
 		}
@@ -255,10 +254,9 @@ func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
 // unfinished upload.
 func cmdNoObjects(ts *testscript.TestScript, neg bool, args []string) {
 	var found []string
-	root := ts.MkAbs("cloud")
-	bucket := ts.Getenv("IMSPREP_BUCKET")
+	root := filepath.Join(ts.MkAbs("cloud"), "buckets", ts.Getenv("IMSPREP_BUCKET"))
 	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && strings.Contains(path, string(filepath.Separator)+bucket+string(filepath.Separator)) {
+		if err == nil && d.Type().IsRegular() {
 			found = append(found, strings.TrimPrefix(path, root))
 		}
 		return err

@@ -139,7 +139,7 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 			Remedy: "The service tells a RAW object by its name: choose a key that ends in .raw.",
 		}
 	}
-	layout, err := bitmapLayout(r.Layout, r.ConfirmedLayouts, r.AcceptUnconfirmed)
+	layout, err := bitmapLayout(r.Layout, r.ConfirmedLayouts, r.AcceptUnconfirmed || r.Offline)
 	if err != nil {
 		return nil, err
 	}
