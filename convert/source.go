@@ -34,7 +34,7 @@ func openSource(path string) (*sourceFile, error) {
 		return nil, err
 	}
 	if reason := notReadable(fi.Mode(), true); reason != "" {
-		return nil, &RefusedError{Path: path, Reason: reason}
+		return nil, &RefusedError{Path: path, Reason: "it " + reason}
 	}
 	f, err := openNonblock(path, true)
 	if err != nil {
@@ -45,7 +45,7 @@ func openSource(path string) (*sourceFile, error) {
 		_ = f.Close()
 		var refused *siblingError
 		if errors.As(err, &refused) {
-			return nil, &RefusedError{Path: path, Reason: refused.reason}
+			return nil, &RefusedError{Path: path, Reason: "it " + refused.reason}
 		}
 		return nil, err
 	}

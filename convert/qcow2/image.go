@@ -238,7 +238,7 @@ func (img *Image) next(c *cursor, off, end int64) (image.Extent, error) {
 	if err != nil {
 		return image.Extent{}, err
 	}
-	e := image.Extent{Start: off, Length: min(s.length, end-off)}
+	e := image.Extent{Start: off, Length: min(s.length, end-off, img.m.size-off)}
 	switch s.kind {
 	case kindZero:
 		e.Allocated, e.Zero = true, true
