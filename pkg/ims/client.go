@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -191,6 +192,9 @@ func New(o Options) (*Client, error) {
 	}
 	return c, nil
 }
+
+// Format keeps everything that the client knows, secrets among it, out of formatted output.
+func (c *Client) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "IMS client of "+c.ims.Host) }
 
 // CloseIdleConnections closes the connections that are kept open for further requests.
 func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }

@@ -452,7 +452,8 @@ func cleanText(s string, limit int) string {
 			blank = b.Len() > 0
 			continue
 		}
-		if b.Len()+utf8.RuneLen(r) > limit {
+		// One byte is for the blank.
+		if b.Len()+utf8.RuneLen(r) >= limit {
 			b.WriteString("…")
 			break
 		}
