@@ -162,22 +162,31 @@ func (s *Server) find(id string) *image {
 
 // listImages is GET /v2/cloudimages.
 func (s *Server) listImages(w http.ResponseWriter, r *http.Request) error {
-	q := r.URL.Query()
-	match, err := imageFilter(q)
+	shown, err := s.selectImages(r.URL.Query())
 	if err != nil {
 		return err
+	}
+	return writeJSON(w, http.StatusOK, map[string]any{"images": shown})
+}
+
+// selectImages returns the images that a list's query asks for.
+func (s *Server) selectImages(q url.Values) ([]map[string]any, error) {
+	match, err := imageFilter(q)
+	if err != nil {
+		return nil, err
 	}
 	limit := defaultLimit
 	if v := q.Get("limit"); v != "" {
 		if limit, err = strconv.Atoi(v); err != nil || limit < 0 {
-			return imgError("IMG.0001", "limit is not a number")
+			return nil, imgError("IMG.0001", "limit is not a number")
 		}
 	}
 	order, err := imageOrder(q.Get("sort_key"), q.Get("sort_dir"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	var found []*image
 	for _, im := range s.images {
 		if match(im) {
@@ -188,8 +197,7 @@ func (s *Server) listImages(w http.ResponseWriter, r *http.Request) error {
 	if marker := q.Get("marker"); marker != "" {
 		i := slices.IndexFunc(found, func(im *image) bool { return im.str("id") == marker })
 		if i < 0 {
-			s.mu.Unlock()
-			return imgError("IMG.0027", "marker")
+			return nil, imgError("IMG.0027", "marker")
 		}
 		found = found[i+1:]
 	}
@@ -197,8 +205,7 @@ func (s *Server) listImages(w http.ResponseWriter, r *http.Request) error {
 	for _, im := range found[:min(limit, len(found))] {
 		shown = append(shown, im.show())
 	}
-	s.mu.Unlock()
-	return writeJSON(w, http.StatusOK, map[string]any{"images": shown})
+	return shown, nil
 }
 
 // imageFilter makes a filter of a list's query. A parameter without a meaning
