@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package convert
+
+// Detect gives the names of the signatures found.
+func Detect(head, tail []byte) []string {
+	var names []string
+	for _, s := range detect(head, tail) {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// RAWName tells whether a name says RAW.
+func RAWName(name string) bool { return rawName(name) }
