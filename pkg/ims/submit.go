@@ -4,7 +4,6 @@ package ims
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -205,7 +204,7 @@ func (c *Client) submit(ctx context.Context, s submission) (*Submitted, error) {
 		}
 		c.onRetry(RetryEvent{Op: s.call.op, Attempt: attempt, Delay: delay, Err: f.err})
 		if sleep(ctx, delay) != nil {
-			return nil, errors.Join(ctx.Err(), f.err)
+			return nil, ended(ctx, f.err)
 		}
 		if info.retry == retrySubmitAfterLookup {
 			image, by, candidates, err := c.findCreated(ctx, s.marker, s.name, result.SubmittedAt)

@@ -79,7 +79,7 @@ func (c *Client) do(ctx context.Context, k call) (*answer, error) {
 			return a, nil
 		}
 		if ctx.Err() != nil {
-			return nil, f.err
+			return nil, ended(ctx, f.err)
 		}
 		if !renewed && c.renew(ctx, &k, f) {
 			renewed = true
@@ -95,9 +95,23 @@ func (c *Client) do(ctx context.Context, k call) (*answer, error) {
 		delay := c.retry.delay(attempt, f.err.RetryAfter)
 		c.onRetry(RetryEvent{Op: k.op, Attempt: attempt, Delay: delay, Err: f.err})
 		if sleep(ctx, delay) != nil {
-			return nil, f.err
+			return nil, ended(ctx, f.err)
 		}
 	}
+}
+
+// ended is the error of a call that the caller's context ended while it was being repeated.
+func ended(ctx context.Context, last *Error) error {
+	if errors.Is(last, ctx.Err()) {
+		return last
+	}
+	e := *last // the original may belong to others, too
+	if e.Err == nil {
+		e.Err = ctx.Err()
+	} else {
+		e.Err = fmt.Errorf("%w (%w)", ctx.Err(), e.Err)
+	}
+	return &e
 }
 
 // retriable applies the rules for requests that may be repeated; others only when they certainly
