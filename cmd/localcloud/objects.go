@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/imsprep/imsprep/pkg/ims/imstest"
 )
@@ -61,7 +62,7 @@ func (o objects) Open(_ context.Context, bucket, key string) (imstest.ReaderAtCl
 // what the gateway keeps beside the objects, names no object.
 func (o objects) path(op, bucket, key string) (string, error) {
 	name := filepath.FromSlash(key)
-	if !filepath.IsLocal(name) || !filepath.IsLocal(bucket) || filepath.Base(bucket) != bucket || key[0] == '.' {
+	if !filepath.IsLocal(name) || !filepath.IsLocal(bucket) || filepath.Base(bucket) != bucket || strings.HasPrefix(key, ".") {
 		return "", &fs.PathError{Op: op, Path: key, Err: fs.ErrNotExist}
 	}
 	return filepath.Join(o.root, bucket, name), nil
