@@ -232,7 +232,8 @@ func (p *Plan) Summary() PlanSummary {
 		s.BytesToSend += levels[0]
 		s.Requests += 1 + len(levels) // the seed, and the deletion of each level
 		for i := 1; i < len(levels); i++ {
-			s.Requests += 2 + int(ceilDiv(levels[i], levels[i-1]))
+			// Initiate, copies, complete, a look at the result.
+			s.Requests += 3 + int(ceilDiv(levels[i], levels[i-1]))
 		}
 	}
 	return s
@@ -463,7 +464,8 @@ func (g geometry) lendToData(runs []zeroRun) []zeroRun {
 // cut appends parts of size bytes for [from, to). The last one may be anything at the end of the
 // object; elsewhere a remainder below the minimum is evened out with the part before it.
 func (g geometry) cut(parts []Part, from, to, size int64, zero bool) []Part {
-	for from < to {
+	// One part too many is enough to see that this division will not do.
+	for from < to && len(parts) <= MaxParts {
 		n := min(size, to-from)
 		rest := to - from - n
 		if rest > 0 && rest < g.minPart && to < g.size {

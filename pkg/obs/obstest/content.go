@@ -45,6 +45,9 @@ func NewContent(r io.Reader) (*Content, error) {
 	}
 }
 
+// Zeros is n zero bytes.
+func Zeros(n int64) *Content { return &Content{size: n} }
+
 func (c *Content) append(p []byte) {
 	if !isZero(p) {
 		c.chunks = append(c.chunks, chunk{c.size, bytes.Clone(p)})
@@ -117,6 +120,35 @@ func (c *Content) Data(f func(off int64, p []byte)) {
 	for _, ch := range c.chunks {
 		f(ch.off, ch.data)
 	}
+}
+
+// Diff returns the offset of the first byte in which c and o differ, or that only one of them has; -1
+// when they are equal.
+func (c *Content) Diff(o *Content) int64 {
+	first := min(c.size, o.size)
+	found := c.size != o.size
+	compare := func(a, b *Content) {
+		buf := make([]byte, chunkSize)
+		a.Data(func(off int64, p []byte) {
+			for len(p) > 0 && off < first {
+				q := buf[:min(int64(len(p)), first-off, chunkSize)]
+				_, _ = b.ReadAt(q, off)
+				for i := range q {
+					if q[i] != p[i] {
+						first, found = off+int64(i), true
+						return
+					}
+				}
+				p, off = p[len(q):], off+int64(len(q))
+			}
+		})
+	}
+	compare(c, o)
+	compare(o, c)
+	if !found {
+		return -1
+	}
+	return first
 }
 
 // Close does nothing; with it a Content serves as a file.

@@ -68,6 +68,9 @@ type Server struct {
 	o    Options
 	http *httptest.Server
 
+	closing sync.Once
+	closed  chan struct{}
+
 	mu         sync.Mutex
 	buckets    map[string]map[string]*Object
 	uploads    map[string]*pending
@@ -123,7 +126,7 @@ func New(o Options) *Server {
 		o.Buckets = []string{Bucket}
 	}
 	s := &Server{o: o, buckets: map[string]map[string]*Object{}, uploads: map[string]*pending{},
-		zeroETags: map[int64]string{}, stats: Stats{Requests: map[Op]int{}}}
+		closed: make(chan struct{}), zeroETags: map[int64]string{}, stats: Stats{Requests: map[Op]int{}}}
 	for _, b := range o.Buckets {
 		s.buckets[b] = map[string]*Object{}
 	}
@@ -133,6 +136,7 @@ func New(o Options) *Server {
 
 // Close stops the server, breaking connections that are still busy.
 func (s *Server) Close() {
+	s.closing.Do(func() { close(s.closed) })
 	s.http.CloseClientConnections()
 	s.http.Close()
 }
@@ -329,15 +333,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			if f.Do == StallBody {
 				_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
 			}
-			// The server notices a client that hangs up only while nobody holds the body.
-			hung := r.Context().Done()
-			for stop := time.NewTimer(30 * time.Second); ; {
-				select {
-				case <-hung:
-				case <-stop.C:
-				}
-				stop.Stop()
-				break
+			select {
+			case <-r.Context().Done():
+			case <-s.closed:
 			}
 			panic(http.ErrAbortHandler)
 		case Lose:
@@ -352,13 +350,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) serve(w http.ResponseWriter, q *Request, f *Fault) {
 	r := q.HTTP
 	s.mu.Lock()
-	bucket, ok := s.buckets[q.Bucket]
+	_, ok := s.buckets[q.Bucket]
 	s.mu.Unlock()
 	if !ok {
 		s.fail(w, r, 404, "NoSuchBucket", "the bucket does not exist")
 		return
 	}
-	_ = bucket
 	switch q.Op {
 	case OpHeadBucket:
 		w.Header().Set("x-amz-bucket-region", s.o.Region)
