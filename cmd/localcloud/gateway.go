@@ -139,10 +139,16 @@ func listenGateway(ctx context.Context, o gatewayOptions, store *sparseStore) (*
 	}
 }
 
-// close stops the gateway and waits until it has.
+// close stops the gateway and waits a while for requests in progress; the end
+// of the process ends what is left of them.
 func (g *gateway) close() error {
 	g.stop()
-	return <-g.done
+	select {
+	case err := <-g.done:
+		return err
+	case <-time.After(shutdownTime):
+		return nil
+	}
 }
 
 // freeAddress returns addr with a free port in the place of port 0.

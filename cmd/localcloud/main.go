@@ -37,8 +37,8 @@ Examples:
   localcloud --fail-job IMG.0057 -- sh test.sh
 
 With a command, standard output is the command's own, and so is the exit code
-(128 + the signal's number if a signal ended it). Interrupt and termination
-signals are passed on to it.
+(128 + the signal's number if a signal ended it). Interrupt, hang-up and
+termination signals are passed on to it.
 
 The access key and its secret are random unless LOCALCLOUD_ACCESS_KEY and
 LOCALCLOUD_SECRET_KEY are set; so is the password of the user "tester" of the
@@ -72,8 +72,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	// Whoever reads our output may go away; the data must be removed even so.
+	// Ignoring the signal instead would make the command ignore it, too.
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
 
 	// The object storage changes the working directory; the command gets ours.
 	dir, err := os.Getwd()
@@ -143,6 +148,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.BoolVar(&s.ims.DuplicateNames, "duplicate-names", false, "allow two images of one name")
 	f.StringVar(&faults.FailJobs, "fail-job", "", "every job fails with this IMG `code`")
 	f.IntVar(&faults.LoseImportAnswers, "lose-import-answer", 0, "carry the first `n` imports out but cut the connection instead of answering")
+	f.IntVar(&faults.FailImportAnswers, "fail-import-answer", 0, "carry the first `n` imports out but answer 504")
 	f.IntVar(&faults.FlowControl, "flow-control", 0, "the first `n` imports answer IMG.0060")
 	f.IntVar(&faults.Throttle, "throttle", 0, "the first `n` requests to IMS and IAM answer 429")
 	f.IntVar(&faults.ServerErrors, "server-errors", 0, "the first `n` requests to IMS and IAM answer 503")

@@ -23,6 +23,9 @@ type Faults struct {
 	// LoseImportAnswers: the next n imports are accepted and carried out, but
 	// the connection is cut without an answer.
 	LoseImportAnswers int
+	// FailImportAnswers: the next n imports are accepted and carried out, but
+	// answered 504 by the load balancer.
+	FailImportAnswers int
 
 	// FailJobs makes every job that starts from now on end in FAIL, with the
 	// IMG code and reason, after half of its work.
@@ -78,7 +81,7 @@ func (s *Server) takeFaults(r *http.Request) requestFaults {
 	case take(&f.Throttle):
 		got.err = gatewayError(http.StatusTooManyRequests, "APIGW.0308", "The throttling threshold has been reached.")
 	case take(&f.ServerErrors):
-		got.err = &answerError{http.StatusServiceUnavailable, "text/html", func(string) []byte { return nil }, "load balancer"}
+		got.err = balancerError(http.StatusServiceUnavailable)
 	case f.NoNewGeneration && newForm,
 		f.NoOldGeneration && isImport && !newForm,
 		f.NoProgressCall && strings.HasPrefix(path, "/v1/cloudimages/job/"),
@@ -101,13 +104,20 @@ func take(n *int) bool {
 	return true
 }
 
-// loseAnswer cuts the connection of an accepted import, if it is to be lost.
-func (s *Server) loseAnswer(w http.ResponseWriter) {
+// loseAnswer spoils the answer to an accepted import, if it is to be lost:
+// it cuts the connection, or returns the error to answer with.
+func (s *Server) loseAnswer(w http.ResponseWriter) error {
 	s.mu.Lock()
-	lost := take(&s.faults.LoseImportAnswers)
-	s.mu.Unlock()
+	lost, failed := take(&s.faults.LoseImportAnswers), false
 	if !lost {
-		return
+		failed = take(&s.faults.FailImportAnswers)
+	}
+	s.mu.Unlock()
+	if failed {
+		return balancerError(http.StatusGatewayTimeout)
+	}
+	if !lost {
+		return nil
 	}
 	if h, ok := w.(http.Hijacker); ok {
 		if c, _, err := h.Hijack(); err == nil {
@@ -115,4 +125,10 @@ func (s *Server) loseAnswer(w http.ResponseWriter) {
 		}
 	}
 	panic(http.ErrAbortHandler)
+}
+
+// balancerError is an error of the load balancer in front of the gateway: a
+// page that says nothing.
+func balancerError(status int) *answerError {
+	return &answerError{status, "text/html", func(string) []byte { return nil }, http.StatusText(status)}
 }

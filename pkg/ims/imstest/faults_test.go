@@ -57,6 +57,14 @@ func TestFaults(t *testing.T) {
 				t.Errorf("%d answers are still to be lost", left)
 			}
 		}},
+		{"answer of the load balancer", Faults{FailImportAnswers: 1}, func(t *testing.T, f *fixture) {
+			if a := f.do("POST", quickPath, body()); a.status != http.StatusGatewayTimeout || len(a.raw) != 0 {
+				t.Errorf("%d %s", a.status, a.raw)
+			}
+			if n := len(f.list("name", "demo", "__imagetype", "private")); n != 1 {
+				t.Errorf("%d images", n)
+			}
+		}},
 		{"no progress call", Faults{NoProgressCall: true}, func(t *testing.T, f *fixture) {
 			id := f.submit(body())
 			if a := f.do("GET", "/v1/cloudimages/job/"+id, nil); a.status != http.StatusNotFound || a.code() != "APIGW.0101" {

@@ -89,7 +89,9 @@ func (s *Server) quickImport(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	s.loseAnswer(w)
+	if err := s.loseAnswer(w); err != nil {
+		return err
+	}
 	return writeJSON(w, http.StatusOK, map[string]string{"job_id": id})
 }
 
