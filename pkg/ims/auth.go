@@ -229,7 +229,8 @@ func (a *tokenAuthorizer) get(ctx context.Context) (token, project string, err e
 		return "", "", err
 	}
 	a.token, a.project = t.token, t.projectID
-	// Only the length of the token's life is taken from the answer: this machine's clock may be wrong.
+	// Only the length of the token's life is taken from the answer: this machine's clock may be
+	// wrong.
 	a.expires = now.Add(t.life)
 	a.renewAt = now.Add(t.life - min(tokenMargin, t.life/2))
 	return a.token, a.project, nil

@@ -23,7 +23,7 @@ const (
 )
 
 func tokenReply(token string, life time.Duration) reply {
-	issued := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC) // far from any test's clock: only the life counts
+	issued := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC) // only the life counts
 	const form = "2006-01-02T15:04:05.000000Z"
 	return reply{status: 201, header: map[string]string{"X-Subject-Token": token}, body: fmt.Sprintf(
 		`{"token":{"expires_at":%q,"issued_at":%q,"project":{"id":"tp","name":"test-1"}}}`,

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Backoff limits repetitions. Before attempt n+1 a random time between 0 and
-// min(MaxDelay, BaseDelay·2^(n-1)) is waited ("full jitter"), and longer when the service asks for it
+// Backoff limits repetitions. Before attempt n+1 a random time between 0 and min(MaxDelay,
+// BaseDelay·2^(n-1)) is waited ("full jitter"), and longer when the service asks for it
 // (Retry-After, honoured up to four times MaxDelay).
 type Backoff struct {
 	MaxAttempts int // all of them, the first included; 1 means no repetition

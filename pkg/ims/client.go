@@ -211,7 +211,8 @@ func NewTransport() *http.Transport {
 		MaxIdleConns:          16,
 		MaxIdleConnsPerHost:   8,
 		ForceAttemptHTTP2:     true,
-		// An answer's header this large can only be meant to hurt; tokens come in a header of a few KB.
+		// An answer's header this large can only be meant to hurt; tokens come in a header of a few
+		// KB.
 		MaxResponseHeaderBytes: 256 << 10,
 	}
 }

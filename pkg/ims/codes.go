@@ -9,7 +9,7 @@ type retryRule int
 
 const (
 	retryNever  retryRule = iota
-	retryQuery            // a query may be repeated, a request that creates may have been carried out
+	retryQuery            // a query may be repeated; what creates may have been carried out
 	retrySubmit           // the request was turned away before anything was created
 	// retrySubmitAfterLookup: most likely nothing was created, but the code speaks of work that had
 	// begun; it is looked for before the request is repeated.
@@ -38,8 +38,8 @@ func lookupCode(code string) (codeInfo, bool) {
 	return codeInfo{}, false
 }
 
-// gatewayCodes are the numbers of the codes APIGW.nnnn and APIG.nnnn, which come from the gateway in
-// front of every service. No kind means that the HTTP status decides.
+// gatewayCodes are the numbers of the codes APIGW.nnnn and APIG.nnnn, which come from the gateway
+// in front of every service. No kind means that the HTTP status decides.
 var gatewayCodes = map[string]codeInfo{
 	"0101": {"the API does not exist or is not published", KindUnsupported, retryNever,
 		"This region or cloud does not offer the call, or the endpoint is that of another service."},

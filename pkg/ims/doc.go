@@ -7,7 +7,8 @@
 // A disk becomes an image in three steps: an object in OBS, one request that starts a job
 // ([Client.QuickImport]), and polling that job ([Client.WaitJob]). Nothing that creates is
 // idempotent in IMS, so the client's main concern is never to create a second image: a request
-// whose answer was lost is not sent again, the image is looked for instead, see [Client.QuickImport].
+// whose answer was lost is not sent again, the image is looked for instead, see
+// [Client.QuickImport].
 //
 // Requests are authenticated with an access key ([AKSK], signature SDK-HMAC-SHA256) or with an IAM
 // token ([PasswordToken], [StaticToken]).

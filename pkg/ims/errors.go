@@ -28,12 +28,12 @@ const (
 	KindAuth             // who is asking could not be established: keys, token, password, clock
 	KindPermission       // known, but not allowed
 	KindNotFound         // no such image, job, project, object
-	KindConflict         // the state of something is in the way: name taken, image protected or unfinished
+	KindConflict         // a state is in the way: name taken, image protected or unfinished
 	KindQuota            // a limit of the account is reached
 	KindThrottled        // too many requests or tasks; later it works
 	KindTransient        // the network or the service failed; later it may work
 	KindUnsupported      // this cloud or region does not have the call
-	KindResponse         // the answer makes no sense, e.g. it comes from something else than the service
+	KindResponse         // the answer makes no sense; perhaps another service gave it
 )
 
 var kindNames = [...]string{

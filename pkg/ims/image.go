@@ -318,8 +318,8 @@ func (c *Client) image(ctx context.Context, id string, k call) (*Image, error) {
 	}
 }
 
-// DeleteImage deletes an image: DELETE /v2/images/{id}. The object it was made from stays. An unknown
-// id is [KindNotFound]; an image that is still being made, or protected, is [KindConflict].
+// DeleteImage deletes an image: DELETE /v2/images/{id}. The object it was made from stays. An
+// unknown id is [KindNotFound]; an image that is still being made, or protected, is [KindConflict].
 func (c *Client) DeleteImage(ctx context.Context, id string) error {
 	if err := checkID("image", id); err != nil {
 		return err
@@ -349,9 +349,10 @@ func checkID(what, id string) error {
 	}}}
 }
 
-// findCreated looks for the image that one import made: by its marker tag, and if no image bears the
-// tag (some versions of the service set tags last) by its name among those created after since. It
-// returns nil without an error when there is none yet, and every candidate when there are several.
+// findCreated looks for the image that one import made: by its marker tag, and if no image bears
+// the tag (some versions of the service set tags last) by its name among those created after since.
+// It returns nil without an error when there is none yet, and every candidate when there are
+// several.
 func (c *Client) findCreated(
 	ctx context.Context, marker Tag, name string, since time.Time,
 ) (found *Image, by string, candidates []string, err error) {

@@ -22,9 +22,9 @@ type OSVersion struct {
 	Bits     int    `json:"os_bit"`  // 32, 64; 0 if not known
 }
 
-// OSVersions lists what a region accepts as os_version: GET /v1/cloudimages/os_version. tags restrict
-// it to x86, arm, uefi or bms. Not every cloud has the call: then the error is [KindUnsupported] or
-// [KindNotFound].
+// OSVersions lists what a region accepts as os_version: GET /v1/cloudimages/os_version. tags
+// restrict it to x86, arm, uefi or bms. Not every cloud has the call: then the error is
+// [KindUnsupported] or [KindNotFound].
 func (c *Client) OSVersions(ctx context.Context, tags ...string) ([]OSVersion, error) {
 	k := call{
 		op: "list the OS versions", service: serviceIMS, method: http.MethodGet, path: "/v1/cloudimages/os_version",
@@ -84,9 +84,10 @@ func osVersionsFrom(v any) ([]OSVersion, bool) {
 	return list, true
 }
 
-// NearestOSVersions picks at most n names out of list that are most like want, best first: equal but
-// for case and spacing, then by the words and version numbers they share, spelling mistakes
-// allowed. What has nothing in common with want is left out. The result depends on the arguments only.
+// NearestOSVersions picks at most n names out of list that are most like want, best first: equal
+// but for case and spacing, then by the words and version numbers they share, spelling mistakes
+// allowed. What has nothing in common with want is left out. The result depends on the arguments
+// only.
 func NearestOSVersions(want string, list []OSVersion, n int) []string {
 	if n <= 0 {
 		return nil
@@ -195,7 +196,8 @@ func splitDigits(s string) []string {
 func (w osName) likeness(o osName) int {
 	words := overlap(w.words, o.words, wordLikeness)
 	if words == 0 {
-		// Without the system's name, a shared number or "64bit" is chance, unless no name was given.
+		// Without the system's name, a shared number or "64bit" is chance, unless no name was
+		// given.
 		if len(w.words) > 0 || len(w.numbers) == 0 {
 			return 0
 		}

@@ -5,8 +5,9 @@ package ims
 import "strings"
 
 // StaticOSVersions are names that the documentation of Huawei Cloud and Open Telekom Cloud lists,
-// the newer ones in the spelling that requests use. They serve to suggest something where a region's
-// own list ([Client.OSVersions]) cannot be had; a region may know more, fewer, or spell them otherwise.
+// the newer ones in the spelling that requests use. They serve to suggest something where a
+// region's own list ([Client.OSVersions]) cannot be had; a region may know more, fewer, or spell
+// them otherwise.
 func StaticOSVersions() []OSVersion {
 	var list []OSVersion
 	for _, p := range staticOSVersions {

@@ -41,7 +41,7 @@ func (t Tag) String() string { return t.Key + "=" + t.Value }
 type QuickImport struct {
 	Name        string // 1 to 128 characters
 	ImageURL    string // the object, see [ImageURL]
-	MinDisk     int    // size in GB (2^30) of the disks made of the image; at least the virtual size, rounded up
+	MinDisk     int    // GB (2^30) of disks made of it; at least the virtual size, rounded up
 	Type        string // TypeECS (also when empty), TypeBMS, TypeDataImage
 	Description string // up to 1,024 characters
 

@@ -153,8 +153,8 @@ func unescapeQuery(s string) string {
 	return s
 }
 
-// percentEncode encodes every byte but the unreserved characters of RFC 3986, which is stricter than
-// anything in net/url.
+// percentEncode encodes every byte but the unreserved characters of RFC 3986, which is stricter
+// than anything in net/url.
 func percentEncode(s string) string {
 	const hexDigits = "0123456789ABCDEF"
 	var b strings.Builder

@@ -15,7 +15,7 @@ import (
 type Generation int
 
 const (
-	GenAuto Generation = iota // the older call, which is everywhere; the newer one where it is missing
+	GenAuto Generation = iota // the older call; the newer one where that is missing
 	GenOld                    // /v2/… only
 	GenNew                    // /v2.1/…; the older call where it is missing
 )
@@ -46,8 +46,8 @@ type Submitted struct {
 	SubmittedAt time.Time
 }
 
-// AmbiguousSubmitError says that the service may have taken an import whose answer was lost. Sending
-// it again may make a second image: what to check first is in Hint.
+// AmbiguousSubmitError says that the service may have taken an import whose answer was lost.
+// Sending it again may make a second image: what to check first is in Hint.
 type AmbiguousSubmitError struct {
 	Name      string
 	MarkerTag Tag
@@ -105,12 +105,12 @@ func (e *AmbiguousSubmitError) ErrorKind() Kind { return KindUnknown }
 // POST /v2/cloudimages/quickimport/action, or /v2.1/… in the newer generation.
 //
 // The request is sent again only when it certainly created nothing: no connection could be made,
-// the service wants fewer requests or tasks (429, IMG.0060, IMG.0187), or says that it failed before
-// the work began (IMG.0064, IMG.0065, IMG.0154; IMG.0014 and IMG.0018 after a look that found no
-// image). When the answer is lost (time limit, broken connection, 5xx) the image is looked for by
-// r.MarkerTag, and by name and time of creation, for Options.LookupLimit; a found image is reported in
-// [Submitted], else the error is an *[AmbiguousSubmitError]. Other errors: *[ValidationError] (nothing
-// was sent), *[Error].
+// the service wants fewer requests or tasks (429, IMG.0060, IMG.0187), or says that it failed
+// before the work began (IMG.0064, IMG.0065, IMG.0154; IMG.0014 and IMG.0018 after a look that
+// found no image). When the answer is lost (time limit, broken connection, 5xx) the image is looked
+// for by r.MarkerTag, and by name and time of creation, for Options.LookupLimit; a found image is
+// reported in [Submitted], else the error is an *[AmbiguousSubmitError]. Other errors:
+// *[ValidationError] (nothing was sent), *[Error].
 func (c *Client) QuickImport(ctx context.Context, r *QuickImport, gen Generation) (*Submitted, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
@@ -243,8 +243,8 @@ func (c *Client) recover(ctx context.Context, s submission, result *Submitted, c
 	start := time.Now()
 	var lookupErr error
 	for attempt := 1; ; attempt++ {
-		// Somebody else's image may have the name, nobody's has the tag: the tag gets half of the time
-		// alone.
+		// Somebody else's image may have the name, nobody's has the tag: the tag gets half of the
+		// time alone.
 		since := time.Time{}
 		if s.marker.Key == "" || time.Since(start) >= c.lookupLimit/2 {
 			since = result.SubmittedAt

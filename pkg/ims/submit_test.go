@@ -34,8 +34,8 @@ func imgError(code string) reply {
 	return status(400, `{"error":{"code":"`+code+`","message":"text of `+code+`"}}`)
 }
 
-// What the service answers decides whether the request is sent again. posts is how often it was sent,
-// the thing that must not be wrong.
+// What the service answers decides whether the request is sent again. posts is how often it was
+// sent, the thing that must not be wrong.
 func TestSubmit(t *testing.T) {
 	apiMissing := status(404, `{"error_code":"APIGW.0101","error_msg":"The API does not exist"}`)
 	mine := anImage(testImage, "web-01", "2026-01-02T03:04:05Z", "run=a1b2")
@@ -284,7 +284,8 @@ func TestRecoverLookupRefused(t *testing.T) {
 	}
 }
 
-// Stopping while the request is under way leaves it open what became of it; before, nothing was sent.
+// Stopping while the request is under way leaves it open what became of it; before, nothing was
+// sent.
 func TestSubmitCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(background())
 	f := newFake(t, map[string][]reply{"POST " + oldImport: {accepted}})

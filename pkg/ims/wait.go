@@ -35,8 +35,8 @@ type WaitOptions struct {
 	OnImage  func(*Image) // after every successful query of an image
 	OnError  func(error)  // after every query that failed and is tolerated
 
-	// MarkerTag, Name and Since (by the service's clock, see [Submitted]) identify the image of a job
-	// that succeeds without saying which image it made.
+	// MarkerTag, Name and Since (by the service's clock, see [Submitted]) identify the image of a
+	// job that succeeds without saying which image it made.
 	MarkerTag Tag
 	Name      string
 	Since     time.Time
@@ -198,9 +198,9 @@ func (c *Client) WaitJob(ctx context.Context, id string, o WaitOptions) (*Job, e
 	return last, nil
 }
 
-// WaitImage queries an image until it is active: for an import of which only the image is known, and
-// to be sure after a job. It fails with a *[JobFailedError] when the image is killed or deleted, and
-// otherwise as [Client.WaitJob] does.
+// WaitImage queries an image until it is active: for an import of which only the image is known,
+// and to be sure after a job. It fails with a *[JobFailedError] when the image is killed or
+// deleted, and otherwise as [Client.WaitJob] does.
 func (c *Client) WaitImage(ctx context.Context, imageID string, o WaitOptions) (*Image, error) {
 	o = o.withDefaults()
 	var last *Image
