@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -597,7 +599,7 @@ func TestUploadCompleteLostWhileCancelled(t *testing.T) {
 
 func TestUploadIdleLimit(t *testing.T) {
 	for _, do := range []obstest.Action{obstest.Stall, obstest.StallBody} {
-		e := newEnv(t, obstest.Options{}, func(o *Options) { o.IdleTimeout = 300 * time.Millisecond })
+		e := newEnv(t, obstest.Options{}, func(o *Options) { o.IdleTimeout, o.MaxAttempts = 300*time.Millisecond, 20 })
 		d := sparseDisk(t)
 		e.server.Inject(obstest.Fault{Op: obstest.OpUploadPart, Times: 2, Do: do})
 		res, err := e.client.Upload(t.Context(), e.options(d, mustPlan(t, sparseSize, sparse, sparseOptions)))
@@ -618,27 +620,82 @@ func TestUploadIdleLimit(t *testing.T) {
 	}
 }
 
-func TestUploadSlowButMovingIsNotIdle(t *testing.T) {
-	// The whole body takes many times the idle limit.
-	e := newEnv(t, obstest.Options{}, func(o *Options) { o.IdleTimeout = 400 * time.Millisecond })
-	p := &payload{r: &slow{zeros: newZeros(1 << 20), step: 1 << 16, pause: 60 * time.Millisecond}}
-	_, err := e.client.core.PutObject(t.Context(), obstest.Bucket, "slow", p, 1<<20, (&zeroSums{}).of(1<<20).base64(), "",
-		objectOptions("", nil))
-	if err != nil {
-		t.Fatal(err)
+// The meter by itself, on a clock of its own.
+func TestMeterWatchesMovementNotDuration(t *testing.T) {
+	const limit = time.Minute
+	for _, tc := range []struct {
+		name           string
+		write, wait    time.Duration // before each KiB of the body, and before the answer
+		read           time.Duration // before each KiB of the answer
+		factor         int
+		inTrip, inBody bool // where it is given up
+	}{
+		{"slow but moving", 50 * time.Second, 50 * time.Second, 50 * time.Second, 1, false, false},
+		{"stalls while sending", 61 * time.Second, 0, 0, 1, true, false},
+		{"stalls before the answer", 0, 61 * time.Second, 0, 1, true, false},
+		{"works before the answer", 0, 299 * time.Second, 0, serverWork, false, false},
+		{"stalls within the answer", 0, 0, 61 * time.Second, 1, false, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pause := func(ctx context.Context, d time.Duration) error {
+					select {
+					case <-time.After(d):
+						return nil
+					case <-ctx.Done():
+						return ctx.Err()
+					}
+				}
+				m := &meter{idle: limit, next: roundTrip(func(r *http.Request) (*http.Response, error) {
+					defer r.Body.Close()
+					buf := make([]byte, 1024)
+					for {
+						if err := pause(r.Context(), tc.write); err != nil {
+							return nil, err
+						}
+						if _, err := r.Body.Read(buf); err == io.EOF {
+							break
+						}
+					}
+					if err := pause(r.Context(), tc.wait); err != nil {
+						return nil, err
+					}
+					body := readFunc(func(p []byte) (int, error) {
+						if err := pause(r.Context(), tc.read); err != nil {
+							return 0, err
+						}
+						return min(len(p), 1024), nil
+					})
+					return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(io.LimitReader(body, 10<<10))}, nil
+				})}
+				ex := &exchange{idle: time.Duration(tc.factor) * limit}
+				req, err := http.NewRequestWithContext(context.WithValue(t.Context(), exchangeKey{}, ex), "PUT", "http://h/", newZeros(10<<10))
+				if err != nil {
+					t.Fatal(err)
+				}
+				var idle *IdleError
+				resp, err := m.RoundTrip(req)
+				if tc.inTrip != errors.As(err, &idle) || tc.inTrip != (err != nil) {
+					t.Fatalf("error %v", err)
+				}
+				if err != nil {
+					return
+				}
+				_, err = io.Copy(io.Discard, resp.Body)
+				if tc.inBody != errors.As(err, &idle) || tc.inBody != (err != nil) {
+					t.Fatalf("error %v", err)
+				}
+				if err := resp.Body.Close(); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
 	}
 }
 
-type slow struct {
-	*zeros
-	step  int
-	pause time.Duration
-}
+type readFunc func([]byte) (int, error)
 
-func (s *slow) Read(p []byte) (int, error) {
-	time.Sleep(s.pause)
-	return s.zeros.Read(p[:min(len(p), s.step)])
-}
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestUploadBuffersAreBounded(t *testing.T) {
 	e := newEnv(t, obstest.Options{}, nil)
