@@ -209,7 +209,8 @@ func TestSubmitTimeLimit(t *testing.T) {
 	var cause error
 	c.onRetry = func(e RetryEvent) { cause = e.Err }
 	got, err := c.QuickImport(background(), systemDisk(), GenAuto)
-	if err != nil || !got.Recovered || posts.Load() != 1 {
+	// Under load the limit may come before the server has seen the request.
+	if err != nil || !got.Recovered || posts.Load() > 1 {
 		t.Errorf("got %+v, %v (%v), sent %d times", got, err, cause, posts.Load())
 	}
 }
