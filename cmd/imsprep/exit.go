@@ -68,6 +68,10 @@ func exitCode(err error) int {
 			return exitAuth
 		case obs.KindTransient:
 			return exitTransient
+		case obs.KindInvalid:
+			if obsErr.Status == 0 { // refused here, for what the command line says
+				return exitUsage
+			}
 		}
 	case errors.As(err, &imsErr):
 		switch imsErr.Kind {

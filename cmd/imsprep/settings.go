@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net/http"
 	"strings"
 	"time"
 
@@ -161,7 +162,10 @@ func (s *settings) imsClient() (*ims.Client, error) {
 	default:
 		auth = ims.PasswordToken(ims.Password{UserName: c.user, DomainName: c.domain, Password: c.password})
 	}
+	transport := ims.NewTransport()
+	transport.Proxy = http.ProxyFromEnvironment
 	return ims.New(ims.Options{
+		HTTPClient:  &http.Client{Transport: transport},
 		Endpoint:    s.endpoints.ims,
 		IAMEndpoint: s.endpoints.iam,
 		Region:      s.region,
@@ -195,6 +199,7 @@ func (s *settings) obsClient(i *ims.Client) (*obs.Client, error) {
 		Endpoint:    s.endpoints.obs,
 		Region:      s.region,
 		Credentials: provide,
+		Proxy:       http.ProxyFromEnvironment,
 		UserAgent:   userAgent(),
 	})
 }
