@@ -85,7 +85,7 @@ func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Meta
 	if m.Variant == VariantFixed {
 		m.MappedBytes = m.stored
 	} else {
-		if err := m.readHeader(f.dataOffset, o); err != nil {
+		if err := m.readHeader(f.dataOffset); err != nil {
 			return nil, err
 		}
 		if err := m.checkTable(ctx); err != nil {
@@ -228,19 +228,20 @@ func (m *Metadata) chooseSize(f *footer, o Options) error {
 	}
 	m.stored = min(m.currentSize, m.VirtualSize)
 	m.cutsTail = o.Size == SizeByCreator && m.VirtualSize < m.currentSize
-	if chs != m.currentSize && chs != maxGeometry*sectorSize {
-		if byGeometry {
-			m.warn("its size is %d bytes by geometry, which counts, and %d by Current Size", chs, m.currentSize)
-		} else if chs > m.currentSize || m.currentSize-chs >= 1<<20 {
-			// A geometry seldom hits a size; only more than a cylinder's worth is worth telling.
-			m.warn("its size is %d bytes by Current Size, which counts, and %d by geometry", m.currentSize, chs)
-		}
+	// A geometry seldom hits a size, so less than a cylinder is not worth telling.
+	cylinder := int64(f.heads) * int64(f.sectors) * sectorSize
+	switch {
+	case byGeometry && chs != m.currentSize:
+		m.warn("its size is %d bytes by geometry, which counts, and %d by Current Size", chs, m.currentSize)
+	case !byGeometry && chs != 0 && chs != maxGeometry*sectorSize &&
+		(chs > m.currentSize || m.currentSize-chs >= cylinder):
+		m.warn("its size is %d bytes by Current Size, which counts, and %d by geometry", m.currentSize, chs)
 	}
 	return nil
 }
 
 // readHeader checks the "Dynamic Disk Header" and where the tables are.
-func (m *Metadata) readHeader(offset uint64, o Options) error {
+func (m *Metadata) readHeader(offset uint64) error {
 	if m.fileSize < 3*sectorSize+footerBytes {
 		return bad("the file of %d bytes is too short for a dynamic disk", m.fileSize)
 	}
@@ -333,13 +334,12 @@ func (m *Metadata) checkTable(ctx context.Context) error {
 		for _, s := range []struct {
 			what           string
 			offset, length int64
-			exists         bool
 		}{
-			{"footer copy", 0, footerBytes, true},
-			{"dynamic disk header", m.headerOffset, headerBytes, true},
-			{"block allocation table", m.tableOffset, m.tableBytes(), true},
+			{"footer copy", 0, footerBytes},
+			{"dynamic disk header", m.headerOffset, headerBytes},
+			{"block allocation table", m.tableOffset, m.tableBytes()},
 		} {
-			if s.exists && overlap(start, m.blockBytes(), s.offset, s.length) {
+			if overlap(start, m.blockBytes(), s.offset, s.length) {
 				return bad("entry %d of the block allocation table: the block at %d overlaps the %s at %d",
 					b, start, s.what, s.offset)
 			}
