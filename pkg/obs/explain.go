@@ -116,7 +116,7 @@ func (c *Client) explain(t target, err error, ex *exchange) *Error {
 			if skew < 0 {
 				word = "behind"
 			}
-			e.Message = fmt.Sprintf("this machine's clock is %s %s the server's", skew.Abs().Round(time.Second), word)
+			e.Message = fmt.Sprintf("this machine's clock is %s %s the server's", skew.Abs().Round(time.Minute), word)
 		}
 	}
 	return e

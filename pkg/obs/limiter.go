@@ -62,8 +62,8 @@ const (
 	outcomeThrottled         // the server asked to slow down
 )
 
-// release gives the slot back. Of the requests that were under way together only the first throttled
-// one cuts the limit: the others tell the same news.
+// release gives the slot back. Of the requests that were under way together only the first
+// throttled one cuts the limit: the others tell the same news.
 func (l *limiter) release(t ticket, o outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -92,19 +92,19 @@ type Part struct {
 	Zero           bool  // known to be all zeros: never read from the source
 }
 
-// Plan divides an object into parts. They tile it in order; all boundaries but the end are multiples
-// of BlockSize.
+// Plan divides an object into parts. They tile it in order; all boundaries but the end are
+// multiples of BlockSize.
 type Plan struct {
 	Size      int64 // bytes of the object
 	BlockSize int64 // bytes
 	PartSize  int64 // bytes a sent part is meant to have
-	// Buffer is the length in bytes of the longest part that is read from the source, and so of each
-	// worker's buffer.
+	// Buffer is the length in bytes of the longest part that is read from the source, and so of
+	// each worker's buffer.
 	Buffer   int64
 	Workers  int
 	ZeroCopy ZeroCopyMode // as asked for, never empty
-	// CopyZeros tells whether the zero parts are to be copied. It is false when ZeroCopy is off, and
-	// also when it is auto and copying would not save bytes.
+	// CopyZeros tells whether the zero parts are to be copied. It is false when ZeroCopy is off,
+	// and also when it is auto and copying would not save bytes.
 	CopyZeros bool
 	// ZeroObjectSize is the length in bytes of the object of zeros to copy from, 0 when none is
 	// planned.
@@ -115,7 +115,8 @@ type Plan struct {
 	workers int // as asked for
 }
 
-// PlanSummary counts what a plan will cost when nothing fails and no data part turns out to be zeros.
+// PlanSummary counts what a plan will cost when nothing fails and no data part turns out to be
+// zeros.
 type PlanSummary struct {
 	Parts       int   `json:"parts"`
 	SendParts   int   `json:"send_parts"`
@@ -130,8 +131,8 @@ type PlanSummary struct {
 // overlaps; what they leave out counts as data, and nil means that all of it is data. They are
 // iterated once and never held: memory is bounded whatever their number.
 //
-// It fails with an *Error of KindInvalid for options and sizes that cannot be, and for extents out of
-// order; an error that extents yields is returned as it is.
+// It fails with an *Error of KindInvalid for options and sizes that cannot be, and for extents out
+// of order; an error that extents yields is returned as it is.
 func NewPlan(size int64, extents iter.Seq2[Extent, error], o PlanOptions) (*Plan, error) {
 	invalid := func(format string, a ...any) error {
 		return &Error{Op: "plan upload", Kind: KindInvalid, Message: fmt.Sprintf(format, a...)}
@@ -192,8 +193,8 @@ func NewPlan(size int64, extents iter.Seq2[Extent, error], o PlanOptions) (*Plan
 	return p, nil
 }
 
-// withoutCopying is the same plan for a server that can't copy. Its zero parts are cut to the size of
-// sent ones, so that a failed attempt does not cost a GiB.
+// withoutCopying is the same plan for a server that can't copy. Its zero parts are cut to the size
+// of sent ones, so that a failed attempt does not cost a GiB.
 func (p *Plan) withoutCopying() *Plan {
 	g := geometry{size: p.Size, block: p.BlockSize, minPart: roundUp(MinPartSize, p.BlockSize)}
 	var runs []zeroRun
@@ -275,9 +276,10 @@ func (p *Plan) finish() {
 	p.Workers = max(1, min(p.Workers, len(p.Parts)))
 }
 
-// fit fills Parts and PartSize with the division that has at most MaxParts parts and, in this order:
-// sends the least zeros without part sizes that would leave less than two workers within the memory
-// budget, and has the smallest parts. copies tells whether zero parts may be longer than sent ones.
+// fit fills Parts and PartSize with the division that has at most MaxParts parts and, in this
+// order: sends the least zeros without part sizes that would leave less than two workers within the
+// memory budget, and has the smallest parts. copies tells whether zero parts may be longer than
+// sent ones.
 func (p *Plan) fit(g geometry, runs []zeroRun, start int64, copies bool) {
 	step := max(g.block, partStep)
 	// With parts of this size even a disk without any run of zeros fits.
@@ -352,8 +354,8 @@ type geometry struct {
 	minPart int64 // MinPartSize rounded up to blocks
 }
 
-// collectZeroRuns keeps the runs of zeros that could become parts: rounded inward to blocks, at least
-// minPart long, the longest maxZeroRuns of them. Ascending.
+// collectZeroRuns keeps the runs of zeros that could become parts: rounded inward to blocks, at
+// least minPart long, the longest maxZeroRuns of them. Ascending.
 func (g geometry) collectZeroRuns(extents iter.Seq2[Extent, error]) ([]zeroRun, error) {
 	if extents == nil {
 		return nil, nil
@@ -420,8 +422,8 @@ func (g geometry) divide(runs []zeroRun, partSize, zeroPart int64) []Part {
 	return g.cut(parts, pos, g.size, partSize, false)
 }
 
-// lendToData shortens runs beside a stretch of data that is too short for a part, and drops runs that
-// would become too short themselves. What it takes away is sent as data.
+// lendToData shortens runs beside a stretch of data that is too short for a part, and drops runs
+// that would become too short themselves. What it takes away is sent as data.
 func (g geometry) lendToData(runs []zeroRun) []zeroRun {
 	var out []zeroRun
 	for _, r := range runs {

@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// RunIDMetadata is the name of the user metadata (x-amz-meta-...) that holds the run's id. It proves
-// that an object is the one this upload made when the answer to completing it got lost.
+// RunIDMetadata is the name of the user metadata (x-amz-meta-...) that holds the run's id. It
+// proves that an object is the one this upload made when the answer to completing it got lost.
 const RunIDMetadata = "imsprep-run"
 
 // DefaultCleanupTimeout is how long removing what a run leaves in the bucket may take.
@@ -59,8 +59,8 @@ type UploadOptions struct {
 	// Progress hears how the upload goes: never from two goroutines at the same time, at least once
 	// a part, and about once a MiB sent. It must return quickly, as sending waits for it.
 	Progress func(UploadEvent)
-	// CleanupTimeout bounds removing zero objects and, after a failure or cancellation, the unfinished
-	// upload. 0 is DefaultCleanupTimeout. It runs on after ctx has ended.
+	// CleanupTimeout bounds removing zero objects and, after a failure or cancellation, the
+	// unfinished upload. 0 is DefaultCleanupTimeout. It runs on after ctx has ended.
 	CleanupTimeout time.Duration
 }
 
@@ -88,18 +88,20 @@ type UploadResult struct {
 	BytesCopied int64  `json:"bytes_copied"` // bytes of the object that the server copied
 	Requests    int    `json:"requests"`
 	Retries     int    `json:"retries"`
-	// ZeroCopyRefused says why zero parts were sent although copying was wanted, "" if they weren't.
+	// ZeroCopyRefused says why zero parts were sent although copying was wanted, "" if they
+	// weren't.
 	ZeroCopyRefused string `json:"zero_copy_refused,omitempty"`
 	// Left names what could not be removed from the bucket, as in Error.
 	Left []string `json:"left,omitempty"`
 }
 
-// Upload carries out a plan. Every body travels with its MD5, which the server checks; the object is
-// completed only after the server's list of parts agrees with what was sent; its size is checked at
-// the end. Memory is the plan's Workers × Buffer.
+// Upload carries out a plan. Every body travels with its MD5, which the server checks; the object
+// is completed only after the server's list of parts agrees with what was sent; its size is checked
+// at the end. Memory is the plan's Workers × Buffer.
 //
 // On failure or when ctx ends, the unfinished upload and the zero objects are removed before Upload
-// returns, and nothing appears under Key (an object that was there before stays). Errors are *Error.
+// returns, and nothing appears under Key (an object that was there before stays). Errors are
+// *Error.
 func (c *Client) Upload(ctx context.Context, o UploadOptions) (*UploadResult, error) {
 	u, err := c.newUpload(o)
 	if err != nil {

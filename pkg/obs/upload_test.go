@@ -368,10 +368,10 @@ func TestUploadProperties(t *testing.T) {
 		if _, ok := autoSurvives[fault]; ok && mode == ZeroCopyOn {
 			mode = ZeroCopyAuto
 		}
-		size := rapid.Int64Range(1, 40<<20).Draw(rt, "size")
+		size := rapid.Int64Range(1, 24<<20).Draw(rt, "size")
 		var es []Extent
 		for pos := int64(0); pos < size; {
-			n := min(rapid.Int64Range(1, 16<<20).Draw(rt, "run"), size-pos)
+			n := min(rapid.Int64Range(1, 12<<20).Draw(rt, "run"), size-pos)
 			es = append(es, Extent{pos, n, rapid.Bool().Draw(rt, "zero")})
 			pos += n
 		}

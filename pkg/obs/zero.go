@@ -68,8 +68,8 @@ func (z *zeroObject) ready(ctx context.Context, size int64) (key, etag string, e
 	return z.key, z.etag, nil
 }
 
-// worthwhile tells whether a data part of n zeros should be copied although a zero object may have to
-// be made for it. Without one, the first few zeros are cheaper to send.
+// worthwhile tells whether a data part of n zeros should be copied although a zero object may have
+// to be made for it. Without one, the first few zeros are cheaper to send.
 func (z *zeroObject) worthwhile(n int64) bool {
 	z.mu.Lock()
 	defer z.mu.Unlock()

@@ -122,8 +122,8 @@ func (c *Content) Data(f func(off int64, p []byte)) {
 	}
 }
 
-// Diff returns the offset of the first byte in which c and o differ, or that only one of them has; -1
-// when they are equal.
+// Diff returns the offset of the first byte in which c and o differ, or that only one of them has;
+// -1 when they are equal.
 func (c *Content) Diff(o *Content) int64 {
 	first := min(c.size, o.size)
 	found := c.size != o.size

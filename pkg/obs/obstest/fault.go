@@ -41,7 +41,8 @@ type Action int
 
 // Actions.
 const (
-	// Fail answers with Status, Code, Message and Header without doing anything. The body is not read.
+	// Fail answers with Status, Code, Message and Header without doing anything. The body is not
+	// read.
 	Fail Action = iota
 	// FailLate is Fail after the whole body was read.
 	FailLate

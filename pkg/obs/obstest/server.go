@@ -31,8 +31,8 @@ const (
 	minPart  = 5 << 20
 	maxPart  = 5 << 30
 	maxParts = 10_000
-	// trueZeroETags is how long copied zeros may be for their ETag to be their MD5. Hashing a GiB for
-	// every test would take longer than all else; beyond it, ETags are opaque.
+	// trueZeroETags is how long copied zeros may be for their ETag to be their MD5. Hashing a GiB
+	// for every test would take longer than all else; beyond it, ETags are opaque.
 	trueZeroETags = 64 << 20
 )
 
@@ -48,8 +48,8 @@ type Options struct {
 	Region   string             // default "test-1"
 	Accounts map[string]Account // by access key; default AccessKey with SecretKey
 	Buckets  []string           // default one, Bucket
-	// Domain, when not empty, is served in virtual-host style: BUCKET.Domain. Requests to other hosts
-	// are path style.
+	// Domain, when not empty, is served in virtual-host style: BUCKET.Domain. Requests to other
+	// hosts are path style.
 	Domain string
 	// BucketHeaders are added to the answer to HEAD of a bucket. Without an entry for
 	// x-amz-bucket-region the server's region is told.
