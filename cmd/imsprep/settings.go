@@ -95,9 +95,7 @@ func (a *app) settings() (*settings, error) {
 	s.endpoints.ims = first(f.imsEndpoint, a.getenv("IMSPREP_IMS_ENDPOINT"), endpoint("ims"))
 	s.endpoints.iam = first(f.iamEndpoint, a.getenv("IMSPREP_IAM_ENDPOINT", "HW_AUTH_URL", "OS_AUTH_URL"), endpoint("iam"))
 	s.endpoints.iam = strings.TrimSuffix(strings.TrimSuffix(s.endpoints.iam, "/"), "/v3")
-	for _, name := range strings.FieldsFunc(a.getenv("IMSPREP_CONFIRMED_BITMAP"), func(r rune) bool { return r == ',' || r == ' ' }) {
-		s.confirmed = append(s.confirmed, name)
-	}
+	s.confirmed = strings.FieldsFunc(a.getenv("IMSPREP_CONFIRMED_BITMAP"), func(r rune) bool { return r == ',' || r == ' ' })
 	var err error
 	s.credentials, err = a.credentials()
 	return s, err
