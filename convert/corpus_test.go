@@ -274,7 +274,7 @@ func TestQEMU(t *testing.T) {
 	t.Run("encrypted", func(t *testing.T) {
 		img := filepath.Join(dir, "luks.qcow2")
 		qemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x",
-			"-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", img, "1M")
+			"-o", "encrypt.format=aes,encrypt.key-secret=s", img, "1M")
 		refusedFor(t, img, "encrypted")
 	})
 	t.Run("data file", func(t *testing.T) {
@@ -282,15 +282,10 @@ func TestQEMU(t *testing.T) {
 		qemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data.bin"), img, "1M")
 		refusedFor(t, img, "external data file")
 	})
-	for _, format := range []string{"qcow", "qed", "vdi", "vmdk", "vhdx", "vpc", "parallels", "luks"} {
+	for _, format := range []string{"qcow", "qed", "vdi", "vmdk", "vhdx", "vpc", "parallels"} {
 		t.Run("foreign "+format, func(t *testing.T) {
 			img := filepath.Join(dir, "foreign.img")
-			args := []string{"create", "-q", "-f", format, img, "8M"}
-			if format == "luks" {
-				args = append([]string{"create", "-q", "-f", "luks", "--object", "secret,id=s,data=x",
-					"-o", "key-secret=s,iter-time=10"}, img, "8M")
-			}
-			qemu(t, "qemu-img", args...)
+			qemu(t, "qemu-img", "create", "-q", "-f", format, img, "8M")
 			refusedFor(t, img, "")
 		})
 	}

@@ -117,8 +117,9 @@ func (im Image) Write() *File {
 		}
 		f.Entry[c.Index] = table + c.Index%perTable*entry
 	}
-	stored := int64(0) // offset of the plain cluster that was stored last
-	packed := int64(0) // where the next compressed cluster may go, 0 = nowhere
+	stored := int64(0)               // offset of the plain cluster that was stored last
+	compressed := map[*byte][]byte{} // many clusters may share their data
+	packed := int64(0)               // where the next compressed cluster may go, 0 = nowhere
 	for _, c := range im.Clusters {
 		e := uint64(0)
 		switch c.Kind {
@@ -139,7 +140,11 @@ func (im Image) Write() *File {
 		case Compressed:
 			off, n := c.Offset, int64(1)
 			if off == 0 {
-				data := im.compress(c.Data)
+				data := compressed[&c.Data[0]]
+				if data == nil {
+					data = im.compress(c.Data)
+					compressed[&c.Data[0]] = data
+				}
 				if packed == 0 {
 					packed = alloc(0)
 				}
