@@ -2,6 +2,8 @@
 
 package convert
 
+import "os"
+
 // Detect gives the names of the signatures found.
 func Detect(head, tail []byte) []string {
 	var names []string
@@ -13,3 +15,6 @@ func Detect(head, tail []byte) []string {
 
 // RAWName tells whether a name says RAW.
 func RAWName(name string) bool { return rawName(name) }
+
+// OpenNonblock opens a file without waiting.
+func OpenNonblock(path string) (*os.File, error) { return openNonblock(path, true) }

@@ -85,6 +85,7 @@ func TestHostileQCOW2(t *testing.T) {
 		{"extension length 2^31-1", v3, put32(116, 0x7FFFFFFF), "extension"},
 		{"extension length all ones", v3, put32(116, 0xFFFFFFFF), "extension"},
 		{"extension length, version 2", v2, put32(76, 0x7FFFFFFF), "extension"},
+		{"extension length one above the cluster", v3, put32(116, c-120+1), "extension"},
 		{"too many extensions", v3, func(f *qcow2test.File) {
 			for i := int64(0); i < 8000; i++ {
 				f.Put64(112+8*i, 0x1234567800000000)

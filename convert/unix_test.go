@@ -40,6 +40,19 @@ func TestSpecialFiles(t *testing.T) {
 	}
 }
 
+// TestOpeningDoesNotWait opens a pipe that took the place of a file after the first look at it.
+func TestOpeningDoesNotWait(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	makePipe(t, pipe)
+	f, err := convert.OpenNonblock(pipe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRAWKeepsHolesAndMode looks at what WriteRAW left on the disk.
 func TestRAWKeepsHolesAndMode(t *testing.T) {
 	dir := t.TempDir()

@@ -286,6 +286,48 @@ func TestConcurrentReads(t *testing.T) {
 	}
 }
 
+// TestAcceptedOddities reads what is unusual and right.
+func TestAcceptedOddities(t *testing.T) {
+	data := bytes.Repeat([]byte("abcd"), 1024)
+	im := qcow2test.Image{Version: 3, ClusterBits: 12, Size: 5 << 12, Clusters: []qcow2test.Cluster{
+		{Index: 0, Data: data}, {Index: 4, Kind: qcow2test.Compressed, Data: data, Sectors: 15}}}
+	for name, spoil := range map[string]func(f *qcow2test.File){
+		"compressed data said to go on behind the end of the file": func(*qcow2test.File) {},
+		"entries behind the end of the disk":                       func(f *qcow2test.File) { f.Put64(f.L2[0]+8*5, 1<<55|7) },
+		"L1 entries of a saved state": func(f *qcow2test.File) {
+			f.Put32(36, 9)
+			f.Put64(f.L1+8, 1<<60|3)
+		},
+		"an empty backing file name":   func(f *qcow2test.File) { f.Put64(8, 200) },
+		"dirty":                        func(f *qcow2test.File) { f.Put64(72, 1) },
+		"unknown compatible features":  func(f *qcow2test.File) { f.Put64(80, 1<<63); f.Put64(88, 1<<63) },
+		"unknown fields in the header": func(f *qcow2test.File) { f.Put32(100, 128); f.Put64(112, 1<<63-1) },
+		"refcount-is-one flag alone":   func(f *qcow2test.File) { f.Put64(f.L2[0]+8, 1<<63) },
+		"snapshots":                    func(f *qcow2test.File) { f.Put32(60, 2); f.Put64(64, uint64(f.Refcount)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := im.Write()
+			spoil(f)
+			for _, own := range []bool{false, true} {
+				img, _, err := open(f.Bytes, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if own {
+					img.WithoutLibrary()
+				}
+				got := make([]byte, im.Size)
+				if _, err := img.ReadAt(got, 0); err != nil && err != io.EOF {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(got, im.Content(nil)) {
+					t.Error("wrong content")
+				}
+			}
+		})
+	}
+}
+
 // TestHugeEmptyDisk maps a disk of 32 TiB whose tables are all empty but one at the far end.
 func TestHugeEmptyDisk(t *testing.T) {
 	const size = 32 << 40
