@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/md5"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -353,7 +354,25 @@ func (c *Client) CheckBucket(ctx context.Context, bucket string) (BucketInfo, er
 		}
 		return nil
 	})
+	if e := (*Error)(nil); errors.As(err, &e) && e.Code == "" && (e.Status == http.StatusForbidden || e.Status == http.StatusBadRequest) {
+		return info, c.askWhy(ctx, t, e)
+	}
 	return info, err
+}
+
+// askWhy finds out why a HEAD was refused, whose answer has no body to say so: a question that lists
+// nothing is refused for the same reason, in words. It needs the right to list unfinished uploads;
+// where only that is missing, the first answer stands.
+func (c *Client) askWhy(ctx context.Context, t target, first *Error) error {
+	t.attempts = 1
+	err := c.call(ctx, t, func(ctx context.Context) error {
+		_, err := c.core.ListMultipartUploads(ctx, t.bucket, "", "", "", "", 1)
+		return err
+	})
+	if e := (*Error)(nil); errors.As(err, &e) && e.Status == first.Status && e.Code != "" {
+		return e
+	}
+	return first
 }
 
 // ObjectInfo describes a stored object.

@@ -56,6 +56,9 @@ type UploadOptions struct {
 	// RunID names this run in metadata and in the keys of zero objects: a-z, 0-9 and hyphens, up to
 	// 64. "" draws one. No two runs may share one.
 	RunID string
+	// BeforeComplete, if not nil, is asked when all parts are at the server and before they become an
+	// object: an error fails the upload. It is the place to see whether the source has changed.
+	BeforeComplete func(ctx context.Context) error
 	// Progress hears how the upload goes: never from two goroutines at the same time, at least once
 	// a part, and about once a MiB sent. It must return quickly, as sending waits for it.
 	Progress func(UploadEvent)
@@ -213,6 +216,11 @@ func (u *upload) run(ctx context.Context) (*UploadResult, error) {
 	}
 	if err := u.agree(ctx, id); err != nil {
 		return nil, err
+	}
+	if u.o.BeforeComplete != nil {
+		if err := u.o.BeforeComplete(ctx); err != nil {
+			return nil, &Error{Op: "check source before completing", Bucket: u.o.Bucket, Key: u.o.Key, Kind: KindSource, Err: err}
+		}
 	}
 	u.mu.Lock()
 	u.completing = true
@@ -497,10 +505,20 @@ func (u *upload) slot(ctx context.Context) (func(*Error), error) {
 	}, nil
 }
 
-// initiate begins a multipart upload and notes it for cleaning up.
+// initiateGrace is how long the answer to a begun upload is waited for after ctx has ended.
+const initiateGrace = time.Second
+
+// initiate begins a multipart upload and notes it for cleaning up. When ctx ends while the request is
+// out, the answer is still waited for a moment: an upload whose id nobody knows stays in the bucket.
 func (u *upload) initiate(ctx context.Context, key, contentType string, meta map[string]string) (string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", u.c.explain(u.target("begin upload", key), err, nil)
+	}
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(initiateGrace, cancel) })()
 	var id string
-	err := u.c.call(ctx, u.target("begin upload", key), func(ctx context.Context) error {
+	err := u.c.call(late, u.target("begin upload", key), func(ctx context.Context) error {
 		var err error
 		id, err = u.c.core.NewMultipartUpload(ctx, u.o.Bucket, key, objectOptions(contentType, meta))
 		if err == nil && id == "" {
@@ -514,7 +532,7 @@ func (u *upload) initiate(ctx context.Context, key, contentType string, meta map
 	u.mu.Lock()
 	u.open[key] = id
 	u.mu.Unlock()
-	return id, nil
+	return id, ctx.Err()
 }
 
 // agree compares the server's list of parts with ours. A list may lag behind, so a difference must

@@ -206,7 +206,7 @@ func TestImportKeepsContent(t *testing.T) {
 		defer stop()
 
 		const mib = 1 << 20
-		n := rapid.IntRange(1, 60*mib/512).Draw(t, "sectors") * 512
+		n := rapid.IntRange(1, 28*mib/512).Draw(t, "sectors") * 512
 		var at []int
 		for _, x := range rapid.SliceOfN(rapid.Float64Range(0, 1), 0, 6).Draw(t, "data") {
 			at = append(at, int(x*float64(n)))

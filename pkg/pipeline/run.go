@@ -176,7 +176,13 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 		ZeroCopy:    p.Request.ZeroCopy,
 		ContentType: "application/octet-stream",
 		RunID:       p.RunID,
+		// The source is looked at once more before its copy becomes an object.
+		BeforeComplete: func(context.Context) error { return p.Disk.CheckUnchanged() },
+		CleanupTimeout: cleanupLimit,
 		Progress: func(e obs.UploadEvent) {
+			if e.Note != "" {
+				r.event(Event{Phase: PhaseUpload, State: StateWarning, Note: e.Note})
+			}
 			r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: e.Done, Total: total, Sent: e.Sent, Copied: e.Copied})
 		},
 	})
