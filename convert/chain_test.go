@@ -135,7 +135,8 @@ func checkZeroExtents(t *testing.T, d *convert.Disk, want []byte) {
 	}
 }
 
-// TestBadChains refuses every name and file that a chain may not have, even when chains are allowed.
+// TestBadChains refuses every name and file that a chain may not have, even when chains are
+// allowed.
 func TestBadChains(t *testing.T) {
 	base := bytes.Repeat([]byte{0xBA}, 64*kib)
 	secret := filepath.Join(t.TempDir(), "secret")
@@ -221,7 +222,8 @@ func TestBadChains(t *testing.T) {
 	}
 }
 
-// TestStatedRAWParent reads a parent as RAW if its child says so, whatever a guest wrote at its start.
+// TestStatedRAWParent reads a parent as RAW if its child says so, whatever a guest wrote at its
+// start.
 func TestStatedRAWParent(t *testing.T) {
 	dir := t.TempDir()
 	base := hostileBase(3, false).Bytes

@@ -3,8 +3,8 @@
 // Package convert opens virtual-machine disks and turns them into their plain content.
 //
 // [Open] finds out which format a file has, refuses what cannot be read safely and completely, and
-// returns a [Disk]: the content by offset and the ranges that are known to read as zeros. [Scanner],
-// [Scan] and [WriteRAW] read a disk once, in parallel and in bounded memory.
+// returns a [Disk]: the content by offset and the ranges that are known to read as zeros.
+// [Scanner], [Scan] and [WriteRAW] read a disk once, in parallel and in bounded memory.
 package convert
 
 import (
@@ -296,8 +296,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// Extent returns the first range of start..start+length, which must lie within the disk, whose bytes
-// are stored alike. An extent with Zero set reads as zeros.
+// Extent returns the first range of start..start+length, which must lie within the disk, whose
+// bytes are stored alike. An extent with Zero set reads as zeros.
 func (d *Disk) Extent(start, length int64) (image.Extent, error) {
 	e, err := d.img.Extent(start, length)
 	if err != nil {

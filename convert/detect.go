@@ -54,8 +54,8 @@ const (
 	unpack     = "unpack it and give the disk inside"
 )
 
-// signatures lists every kind of file that must not be taken for a RAW disk. The magics are those of
-// the formats' specifications.
+// signatures lists every kind of file that must not be taken for a RAW disk. The magics are those
+// of the formats' specifications.
 var signatures = []signature{
 	{FormatQCOW2, sigSupported, "", isQCOW(func(v uint32) bool { return v != 1 })},
 	{"QCOW version 1", sigDisk, useQemuImg, isQCOW(func(v uint32) bool { return v == 1 })},
@@ -92,8 +92,8 @@ func tailMagic(fromEnd int, magic string) func(head, tail []byte) bool {
 	}
 }
 
-// isQCOW matches the magic that all QCOW versions share. A file too short for a version is a damaged
-// QCOW2 file, never a RAW disk.
+// isQCOW matches the magic that all QCOW versions share. A file too short for a version is a
+// damaged QCOW2 file, never a RAW disk.
 func isQCOW(version func(uint32) bool) func(head, tail []byte) bool {
 	return func(head, _ []byte) bool {
 		if !bytes.HasPrefix(head, []byte("QFI\xFB")) {

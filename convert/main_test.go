@@ -11,7 +11,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// skip skips a test for want of something on this machine, or fails it where everything must be there.
+// skip skips a test for want of something on this machine, or fails it where everything must be
+// there.
 func skip(t *testing.T, why string) {
 	t.Helper()
 	if os.Getenv("IMSPREP_CI") == "1" {

@@ -14,8 +14,8 @@ import (
 	"github.com/lima-vm/go-qcow2reader/image"
 )
 
-// holeGrain is the unit in bytes in which zeros are left out of a RAW file. Smaller units save little
-// space and fragment the file.
+// holeGrain is the unit in bytes in which zeros are left out of a RAW file. Smaller units save
+// little space and fragment the file.
 const holeGrain = 64 << 10
 
 // RAWOptions are the choices of [WriteRAW]; the zero value is good.
@@ -27,9 +27,10 @@ type RAWOptions struct {
 }
 
 // WriteRAW writes the content of img to a sparse file at path, in which zeros are holes. The file
-// gets its name when it is complete and on the disk; until then it has a temporary name in the same
-// folder, and it is removed after an error or when ctx ends. The source and, unless Overwrite is set,
-// an existing file are never replaced; that gives an error for which errors.Is(err, fs.ErrExist).
+// gets its name when it is complete and on the disk; until then it has a temporary name in the
+// same folder, and it is removed after an error or when ctx ends. The source and, unless Overwrite
+// is set, an existing file are never replaced; that gives an error for which errors.Is(err,
+// fs.ErrExist).
 func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (stats ScanStats, err error) {
 	if err := checkTarget(img, path, o.Overwrite); err != nil {
 		return ScanStats{}, err
@@ -102,7 +103,8 @@ func checkTarget(img image.Image, path string, overwrite bool) error {
 	return nil
 }
 
-// createTemp creates a file beside path that did not exist, with the permissions that the umask leaves.
+// createTemp creates a file beside path that did not exist, with the permissions that the umask
+// leaves.
 func createTemp(path string) (*os.File, error) {
 	for range 100 {
 		var suffix [8]byte

@@ -79,8 +79,8 @@ type ScanStats struct {
 	ZeroBytes int64 `json:"zero_bytes"` // in blocks that are all zero
 }
 
-// Scanner reads ranges of a disk and finds out which blocks hold data. It is safe for concurrent use;
-// each range should be asked for once, since everything that is read is counted.
+// Scanner reads ranges of a disk and finds out which blocks hold data. It is safe for concurrent
+// use; each range should be asked for once, since everything that is read is counted.
 type Scanner struct {
 	img   image.Image
 	mark  Marker
@@ -214,10 +214,10 @@ func (o ScanOptions) withDefaults(block int64) (ScanOptions, error) {
 	return o, nil
 }
 
-// Scan reads the whole disk through s, each byte once, and calls fn with every chunk that is not all
-// zero, from several goroutines and in no particular order; p is fn's only until it returns. A nil fn
-// only scans. Long ranges that are known to be zero cost nothing. It ends with the first error and
-// uses Workers x ChunkSize bytes of memory.
+// Scan reads the whole disk through s, each byte once, and calls fn with every chunk that is not
+// all zero, from several goroutines and in no particular order; p is fn's only until it returns. A
+// nil fn only scans. Long ranges that are known to be zero cost nothing. It ends with the first
+// error and uses Workers x ChunkSize bytes of memory.
 func Scan(ctx context.Context, s *Scanner, o ScanOptions, fn func(off int64, p []byte) error) error {
 	o, err := o.withDefaults(s.block)
 	if err != nil {
@@ -262,7 +262,8 @@ func Scan(ctx context.Context, s *Scanner, o ScanOptions, fn func(off int64, p [
 	return g.Wait()
 }
 
-// chunks calls send with the offset of every chunk that is not known to be zero, and counts the rest.
+// chunks calls send with the offset of every chunk that is not known to be zero, and counts the
+// rest.
 func (s *Scanner) chunks(ctx context.Context, chunk int64, progress func(int64), send func(int64) error) error {
 	next := int64(0) // first byte that was neither sent nor skipped, a multiple of chunk or the end
 	skip := func(to int64) {

@@ -93,8 +93,8 @@ func (m *marks) MarkRange(off, n int64) {
 	}
 }
 
-// TestScanFindsContent scans random disks: what is handed out and marked is exactly what is not zero,
-// every byte is handed out at most once, and the RAW file is the disk.
+// TestScanFindsContent scans random disks: what is handed out and marked is exactly what is not
+// zero, every byte is handed out at most once, and the RAW file is the disk.
 func TestScanFindsContent(t *testing.T) {
 	dir := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
@@ -320,7 +320,8 @@ func TestExtentsMerges(t *testing.T) {
 	}
 }
 
-// TestWriteRAWLeavesNothing looks for files left behind by failures, and for files that were touched.
+// TestWriteRAWLeavesNothing looks for files left behind by failures, and for files that were
+// touched.
 func TestWriteRAWLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

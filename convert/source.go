@@ -133,8 +133,8 @@ func notReadable(m os.FileMode, device bool) string {
 	}
 }
 
-// checkPlainName returns an error unless name is the name of a file in a folder and nothing more, on
-// every system: what is plain on one must not be a path on another.
+// checkPlainName returns an error unless name is the name of a file in a folder and nothing more,
+// on every system: what is plain on one must not be a path on another.
 func checkPlainName(name string) error {
 	switch {
 	case name == "" || name == "." || name == "..":

@@ -47,7 +47,8 @@ func (m *Metadata) minCompressed() int64 {
 		// A frame header, and for every 128 KiB a run-length block of four bytes (RFC 8878, 3.1.1).
 		return 6 + 4*((m.ClusterSize+128<<10-1)/(128<<10))
 	}
-	// DEFLATE needs a bit for a distance and a bit for a length of at most 258 bytes (RFC 1951, 3.2.5).
+	// DEFLATE needs a bit for a distance and a bit for a length of at most 258 bytes (RFC 1951,
+	// 3.2.5).
 	return (m.ClusterSize + 1031) / 1032
 }
 

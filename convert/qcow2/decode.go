@@ -52,12 +52,12 @@ type clusterReader struct {
 	pool    *sync.Pool
 }
 
-// pools keeps decoders by compression type. They hold a window and an input buffer each, and there are
-// never more of them than goroutines that read.
+// pools keeps decoders by compression type. They hold a window and an input buffer each, and there
+// are never more of them than goroutines that read.
 var pools = [...]*sync.Pool{compressionZlib: {}, compressionZstd: {}}
 
-// openCluster returns a reader of the cluster whose compressed data is in the length bytes at host, or
-// in what the file has of them. Its Read fills the whole buffer or fails.
+// openCluster returns a reader of the cluster whose compressed data is in the length bytes at
+// host, or in what the file has of them. Its Read fills the whole buffer or fails.
 func openCluster(v *view, compression uint8, host, length int64) (*clusterReader, error) {
 	c, _ := pools[compression].Get().(*clusterReader)
 	if c == nil {

@@ -13,8 +13,8 @@ import (
 )
 
 // libraryDefault opens an image with the library and the decoders that it has without us: for zlib
-// its own, for zstd the one that its documentation shows. The library keeps decoders per process and
-// takes them when it opens an image, so every other image must be open already.
+// its own, for zstd the one that its documentation shows. The library keeps decoders per process
+// and takes them when it opens an image, so every other image must be open already.
 func libraryDefault(b *testing.B, file []byte) io.ReaderAt {
 	b.Helper()
 	for t, d := range map[lib.CompressionType]lib.Decompressor{

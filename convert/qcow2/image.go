@@ -97,8 +97,8 @@ func (img *Image) Readable() error { return nil }
 // Close does nothing: the file and the parent are the caller's.
 func (img *Image) Close() error { return nil }
 
-// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged cluster gives an
-// [*Error].
+// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged cluster
+// gives an [*Error].
 func (img *Image) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at the negative offset %d", off)
@@ -202,8 +202,9 @@ func (img *Image) readCompressed(p []byte, skip int64, s segment) error {
 	return err
 }
 
-// Extent returns the first run of start..start+length, which must lie within the disk, that is stored
-// alike. What is zero without being allocated here or in a parent is reported as not allocated.
+// Extent returns the first run of start..start+length, which must lie within the disk, that is
+// stored alike. What is zero without being allocated here or in a parent is reported as not
+// allocated.
 func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.Size() || length > img.Size()-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",

@@ -18,8 +18,8 @@ const (
 	kindCompressed              // in the file, compressed
 )
 
-// segment is the rest of a cluster, or of a run of like subclusters, or of a range without L2 table,
-// from an offset of the disk on.
+// segment is the rest of a cluster, or of a run of like subclusters, or of a range without L2
+// table, from an offset of the disk on.
 type segment struct {
 	kind   kind
 	length int64 // bytes of the disk
@@ -27,8 +27,8 @@ type segment struct {
 	stored int64 // compressed: bytes of data at most
 }
 
-// cursor translates offsets of the disk ("Cluster mapping"). It remembers the pages of the tables that
-// it used last, so that going on costs no look-up. It is used by one goroutine.
+// cursor translates offsets of the disk ("Cluster mapping"). It remembers the pages of the tables
+// that it used last, so that going on costs no look-up. It is used by one goroutine.
 type cursor struct {
 	img *Image
 

@@ -48,11 +48,12 @@ type Metadata struct {
 	featureNames  map[uint8]string // incompatible bits, as the image names them
 }
 
-// Preflight checks the image in the size bytes of r: header, header extensions, L1 table and every L2
-// entry. A bad or unsupported image gives an [*Error]; errors of reading are returned as they are.
+// Preflight checks the image in the size bytes of r: header, header extensions, L1 table and every
+// L2 entry. A bad or unsupported image gives an [*Error]; errors of reading are returned as they
+// are.
 //
-// It reads every mapping table once, so it takes time by what the file really holds, never by what it
-// claims, and it keeps one number per L2 table in memory while it runs.
+// It reads every mapping table once, so it takes time by what the file really holds, never by what
+// it claims, and it keeps one number per L2 table in memory while it runs.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{r: r, fileSize: size}
 	if err := m.readHeader(o); err != nil {
@@ -176,8 +177,8 @@ type extensions struct {
 	bitmaps, luks, dataFile bool
 }
 
-// readExtensions walks the list of header extensions, which ends at the backing file name or with the
-// first cluster.
+// readExtensions walks the list of header extensions, which ends at the backing file name or with
+// the first cluster.
 func (m *Metadata) readExtensions() (extensions, error) {
 	var ext extensions
 	end := min(m.ClusterSize, m.fileSize)
@@ -610,8 +611,8 @@ func (w *walker) entry(pos int64, e, bitmap uint64) error {
 	return nil
 }
 
-// compressedRange returns where the data of a compressed cluster begins and how many bytes it has at
-// most ("Compressed Clusters Descriptor").
+// compressedRange returns where the data of a compressed cluster begins and how many bytes it has
+// at most ("Compressed Clusters Descriptor").
 func (m *Metadata) compressedRange(e uint64) (host, length int64) {
 	x := 62 - (m.clusterBits - 8)
 	host = int64(e & (1<<x - 1))

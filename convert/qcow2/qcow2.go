@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package qcow2 reads QCOW2 disks of versions 2 and 3, as specified in QEMU's docs/interop/qcow2.txt.
+// Package qcow2 reads QCOW2 disks of versions 2 and 3, as specified in QEMU's
+// docs/interop/qcow2.txt.
 //
 // [Preflight] checks everything that an image says about itself, from the header to the last L2
 // entry, and [Metadata.Open] builds a reader of an image that passed. Plain images are read by
-// go-qcow2reader, which sees a header of our own making: no backing file, no extensions, nothing that
-// it could act on. Layers of a backing chain and extended L2 entries are read by this package.
+// go-qcow2reader, which sees a header of our own making: no backing file, no extensions, nothing
+// that it could act on. Layers of a backing chain and extended L2 entries are read by this
+// package.
 package qcow2
 
 import (

@@ -496,8 +496,8 @@ func TestSharing(t *testing.T) {
 	}
 }
 
-// FuzzOpenQCOW2 reads what passes the check, by both readers, which must agree. Its inputs are large
-// for the minimizer: run it with -fuzzminimizetime=10x.
+// FuzzOpenQCOW2 reads what passes the check, by both readers, which must agree. Its inputs are
+// large for the minimizer: run it with -fuzzminimizetime=10x.
 func FuzzOpenQCOW2(f *testing.F) {
 	for _, im := range fuzzImages() {
 		f.Add(im.Write().Bytes)

@@ -23,8 +23,8 @@ var ErrEmpty = errors.New("the file is empty")
 // errNoHoles says that a file's holes cannot be told from its data.
 var errNoHoles = errors.New("holes are not reported here")
 
-// Image is a RAW disk. It implements image.Image; ReadAt and Extent are safe for concurrent use. Its
-// size may be any number of bytes; what needs whole sectors must round it up itself.
+// Image is a RAW disk. It implements image.Image; ReadAt and Extent are safe for concurrent use.
+// Its size may be any number of bytes; what needs whole sectors must round it up itself.
 type Image struct {
 	file *os.File
 	size int64

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package qcow2test writes small QCOW2 images for tests: right ones in every variant that the format
-// has, and a map of where everything is, to make wrong ones of them.
+// Package qcow2test writes small QCOW2 images for tests: right ones in every variant that the
+// format has, and a map of where everything is, to make wrong ones of them.
 package qcow2test
 
 import (
