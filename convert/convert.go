@@ -62,8 +62,19 @@ type RefusedError struct {
 	Format string // its format, "" if unknown
 	Reason string // what is wrong; strings out of the image are quoted
 	Remedy string // what to do next, "" if nothing helps
+	Need   Need   // what would let the disk be opened, "" if nothing would
 	Err    error  // the cause, may be nil
 }
+
+// Need is what a refused disk lacks, for a caller who can name the option that gives it.
+type Need string
+
+// What a disk may need.
+const (
+	NeedBacking Need = "backing" // [OpenOptions].AllowBacking: it is based on other files
+	NeedFormat  Need = "format"  // [OpenOptions].Format: its content does not tell
+	NeedForce   Need = "force"   // [OpenOptions].Force: it is marked as damaged
+)
 
 // Error gives path, format, reason and remedy in one line.
 func (e *RefusedError) Error() string {
@@ -190,7 +201,7 @@ func (d *Disk) openFormat(
 		return img, nil
 	}
 	meta, err := qcow2.Preflight(ctx, f.file, f.size, qcow2.Options{
-		AllowBacking:   o.AllowBacking,
+		AllowBacking:   true, // openBacking decides
 		Force:          o.Force,
 		MaxVirtualSize: o.MaxVirtualSize,
 	})
@@ -229,6 +240,12 @@ func (d *Disk) openBacking(
 			Reason: fmt.Sprintf(reason, args...), Remedy: remedy}
 	}
 	name := meta.BackingFile
+	if !o.AllowBacking {
+		return nil, &RefusedError{Path: child.path, Format: FormatQCOW2, Need: NeedBacking,
+			Reason: fmt.Sprintf("it has a backing file %q, and backing files are not followed unless allowed", name),
+			Remedy: "allow backing files if you trust the image, or make it self-contained with " +
+				"`qemu-img convert -O qcow2`"}
+	}
 	switch meta.BackingFormat {
 	case FormatQCOW2, FormatRAW:
 	case "":
@@ -281,7 +298,11 @@ func (d *Disk) openBacking(
 func (f *sourceFile) refuse(format string, err error) error {
 	var bad *qcow2.Error
 	if errors.As(err, &bad) {
-		return &RefusedError{Path: f.path, Format: format, Reason: err.Error(), Remedy: bad.Remedy, Err: err}
+		refused := &RefusedError{Path: f.path, Format: format, Reason: err.Error(), Remedy: bad.Remedy, Err: err}
+		if bad.Forcible {
+			refused.Need = NeedForce
+		}
+		return refused
 	}
 	return fmt.Errorf("read %q: %w", f.path, err)
 }

@@ -174,6 +174,9 @@ func chooseFormat(f *sourceFile, stated string) (format string, warnings []strin
 	refuse := func(format, reason, remedy string) (string, []string, error) {
 		return "", nil, &RefusedError{Path: f.path, Format: format, Reason: reason, Remedy: remedy}
 	}
+	ambiguous := func(reason, remedy string) (string, []string, error) {
+		return "", nil, &RefusedError{Path: f.path, Reason: reason, Remedy: remedy, Need: NeedFormat}
+	}
 	switch stated {
 	case FormatRAW:
 		for _, s := range found {
@@ -204,7 +207,7 @@ func chooseFormat(f *sourceFile, stated string) (format string, warnings []strin
 	case f.size == 0:
 		return refuse("", "the file is empty", "")
 	case len(found) > 1:
-		return refuse("", "it has the signatures of several formats: "+strings.Join(names, ", "),
+		return ambiguous("it has the signatures of several formats: "+strings.Join(names, ", "),
 			"if you trust it, name its format")
 	case len(found) == 1:
 		s := found[0]
@@ -221,7 +224,7 @@ func chooseFormat(f *sourceFile, stated string) (format string, warnings []strin
 	case !f.regular || rawName(f.path):
 		return FormatRAW, nil, nil
 	default:
-		return refuse("", "its content is of no known disk format and its name does not say RAW",
+		return ambiguous("its content is of no known disk format and its name does not say RAW",
 			"if it is a RAW disk, state the format raw")
 	}
 }

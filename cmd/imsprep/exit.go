@@ -87,6 +87,23 @@ func exitCode(err error) int {
 // hinter is an error that knows what the user can do next.
 type hinter interface{ Hint() string }
 
+// sourceHint names the flag that would let a refused disk be opened.
+func sourceHint(err error) string {
+	var refused *convert.RefusedError
+	if !errors.As(err, &refused) {
+		return ""
+	}
+	switch refused.Need {
+	case convert.NeedBacking:
+		return "give --allow-backing if you trust the disk and the files that it is based on"
+	case convert.NeedFormat:
+		return "give --format-in raw if it is a plain disk, or the format that it has"
+	case convert.NeedForce:
+		return "give --force to read it as it is"
+	}
+	return ""
+}
+
 // finish reports how the command ended and returns its exit code. What went wrong is told on
 // standard error; with --json standard output holds one document, also then.
 func (a *app) finish(ctx context.Context, err error) int {
@@ -101,7 +118,7 @@ func (a *app) finish(ctx context.Context, err error) int {
 			msg = "interrupted"
 		}
 	}
-	var hint string
+	hint := sourceHint(err)
 	var h hinter
 	if errors.As(err, &h) {
 		hint = h.Hint()

@@ -274,8 +274,9 @@ func (m *Metadata) checkFeatures(crypt uint32, ext extensions, force bool) error
 	if m.incompatible&incompatCorrupt != 0 {
 		if !force {
 			return &Error{
-				Reason: "it is marked as corrupt",
-				Remedy: "repair a copy with `qemu-img check -r all`, or force the reading of it as it is",
+				Reason:   "it is marked as corrupt",
+				Remedy:   "repair a copy with `qemu-img check -r all`, or force the reading of it as it is",
+				Forcible: true,
 			}
 		}
 		m.warn("it is marked as corrupt; its content may be wrong")

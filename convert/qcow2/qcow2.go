@@ -74,8 +74,9 @@ const (
 
 // Error says what is wrong with an image or what it needs that is not supported.
 type Error struct {
-	Reason string // the field or table, its offset and its value; strings are quoted
-	Remedy string // what to do next, "" if nothing helps
+	Reason   string // the field or table, its offset and its value; strings are quoted
+	Remedy   string // what to do next, "" if nothing helps
+	Forcible bool   // Options.Force would accept it
 }
 
 // Error returns the reason.
