@@ -4,12 +4,7 @@ package convert
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/lima-vm/go-qcow2reader/image"
 )
@@ -31,93 +26,20 @@ type RAWOptions struct {
 // same folder, and it is removed after an error or when ctx ends. The source and, unless Overwrite
 // is set, an existing file are never replaced; that gives an error for which errors.Is(err,
 // fs.ErrExist).
-func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (stats ScanStats, err error) {
-	if err := checkTarget(img, path, o.Overwrite); err != nil {
-		return ScanStats{}, err
-	}
-	f, err := createTemp(path)
-	if err != nil {
-		return ScanStats{}, err
-	}
-	temp := f.Name()
-	defer func() {
-		if err != nil {
-			_ = f.Close() // a second close of a closed file only fails
-			_ = os.Remove(temp)
-		}
-	}()
-	if err := prepareSparse(f); err != nil {
-		return ScanStats{}, err
-	}
-	if err := f.Truncate(img.Size()); err != nil {
-		return ScanStats{}, err
-	}
+func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (ScanStats, error) {
 	s := NewScanner(img, o.Marker)
-	err = Scan(ctx, s, ScanOptions{Workers: o.Workers, Progress: o.Progress}, func(off int64, p []byte) error {
-		return writeSparse(f, p, off)
+	err := writeFile(ctx, img, path, o.Overwrite, func(f *os.File) error {
+		if err := prepareSparse(f); err != nil {
+			return err
+		}
+		if err := f.Truncate(img.Size()); err != nil {
+			return err
+		}
+		return Scan(ctx, s, ScanOptions{Workers: o.Workers, Progress: o.Progress}, func(off int64, p []byte) error {
+			return writeSparse(f, p, off)
+		})
 	})
-	if err != nil {
-		return s.Stats(), err
-	}
-	if err := f.Sync(); err != nil {
-		return s.Stats(), err
-	}
-	if err := f.Close(); err != nil {
-		return s.Stats(), err
-	}
-	if d, ok := img.(interface{ CheckUnchanged() error }); ok {
-		if err := d.CheckUnchanged(); err != nil {
-			return s.Stats(), err
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return s.Stats(), err
-	}
-	if err := rename(img, temp, path, o.Overwrite); err != nil {
-		return s.Stats(), err
-	}
-	return s.Stats(), nil
-}
-
-// checkTarget returns an error if path may not be written.
-func checkTarget(img image.Image, path string, overwrite bool) error {
-	fi, err := os.Stat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		// A dangling link is an existing name too.
-		if fi, err = os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if d, ok := img.(interface{ isSource(os.FileInfo) bool }); ok && d.isSource(fi) {
-		return fmt.Errorf("write %q: it is the source: %w", path, os.ErrExist)
-	}
-	if !overwrite {
-		return &os.PathError{Op: "create", Path: path, Err: os.ErrExist}
-	}
-	if !fi.Mode().IsRegular() && fi.Mode()&os.ModeSymlink == 0 {
-		return fmt.Errorf("write %q: only a regular file is replaced", path)
-	}
-	return nil
-}
-
-// createTemp creates a file beside path that did not exist, with the permissions that the umask
-// leaves.
-func createTemp(path string) (*os.File, error) {
-	for range 100 {
-		var suffix [8]byte
-		if _, err := rand.Read(suffix[:]); err != nil {
-			return nil, err
-		}
-		name := ".imsprep-" + hex.EncodeToString(suffix[:]) + ".tmp"
-		f, err := os.OpenFile(filepath.Join(filepath.Dir(path), name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-		if !errors.Is(err, os.ErrExist) {
-			return f, err
-		}
-	}
-	return nil, fmt.Errorf("create a temporary file for %q: %w", path, os.ErrExist)
+	return s.Stats(), err
 }
 
 // writeSparse writes those grains of p that are not all zero.
@@ -141,40 +63,4 @@ func writeSparse(f *os.File, p []byte, off int64) error {
 		start = end
 	}
 	return nil
-}
-
-// rename gives the finished file its name.
-func rename(img image.Image, temp, path string, overwrite bool) error {
-	if !overwrite {
-		// Linking fails if the name exists, in one step; renaming would replace what another process
-		// created in the meantime.
-		err := os.Link(temp, path)
-		if err == nil {
-			if err := os.Remove(temp); err != nil {
-				return err
-			}
-			syncFolder(filepath.Dir(path))
-			return nil
-		}
-		if errors.Is(err, os.ErrExist) {
-			return &os.PathError{Op: "create", Path: path, Err: os.ErrExist}
-		}
-		// Not every file system has links.
-	}
-	if err := checkTarget(img, path, overwrite); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	syncFolder(filepath.Dir(path))
-	return nil
-}
-
-// syncFolder makes the new name durable where the system can; the content is on the disk already.
-func syncFolder(dir string) {
-	if d, err := os.Open(dir); err == nil {
-		_ = d.Sync()
-		_ = d.Close()
-	}
 }

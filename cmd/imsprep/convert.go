@@ -13,7 +13,14 @@ import (
 
 	"github.com/imsprep/imsprep/bitmap"
 	"github.com/imsprep/imsprep/convert"
+	"github.com/imsprep/imsprep/convert/zvhd2"
 	"github.com/imsprep/imsprep/pkg/pipeline"
+)
+
+// Formats that disks are written in.
+const (
+	formatRAW   = "raw"
+	formatZVHD2 = "zvhd2"
 )
 
 type convertFlags struct {
@@ -23,6 +30,7 @@ type convertFlags struct {
 	layout    string
 	overwrite bool
 	workers   int
+	level     int
 }
 
 func (a *app) convertCommand() *cobra.Command {
@@ -30,13 +38,17 @@ func (a *app) convertCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "convert SRC DST",
 		GroupID: groupLocal,
-		Short:   "Write a disk as a sparse RAW file, with its bitmap",
-		Long: `Convert writes the disk's content to a RAW file. Holes stay holes: what is all zero takes no room.
-The file gets its name when it is complete; an interrupted conversion leaves nothing behind.
-The bitmap that a quick import needs is written beside it, as DST's base name with .mf.`,
+		Short:   "Write a disk as a sparse RAW file with its bitmap, or as ZVHD2",
+		Long: `Convert writes the disk's content to another file, which gets its name when it is complete; an
+interrupted conversion leaves nothing behind.
+
+A RAW file is sparse: holes stay holes, and what is all zero takes no room. The bitmap that a quick
+import needs is written beside it, as DST's base name with .mf. A ZVHD2 file is compressed and
+carries its bitmap itself.`,
 		Example: `  imsprep convert web-01.qcow2 web-01.raw
   imsprep convert web-01.qcow2 web-01.raw --bitmap none
-  imsprep convert overlay.qcow2 full.raw --allow-backing`,
+  imsprep convert overlay.qcow2 full.raw --allow-backing
+  imsprep convert web-01.qcow2 web-01.zvhd2 -O zvhd2 --compression-level 9`,
 		Args: a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.usageHint = cmd.CommandPath()
@@ -45,7 +57,8 @@ The bitmap that a quick import needs is written beside it, as DST's base name wi
 	}
 	f.sourceFlags.add(cmd)
 	fl := cmd.Flags()
-	fl.StringVarP(&f.output, "output-format", "O", "raw", "the format to write: raw")
+	fl.StringVarP(&f.output, "output-format", "O", formatRAW, "the format to write: raw, zvhd2")
+	fl.IntVar(&f.level, "compression-level", 0, "of ZVHD2: 1 (fast) to 22 (small) (default: 3)")
 	fl.StringVar(&f.bitmap, "bitmap", "", "file for the bitmap, or none (default: DST's base name with .mf)")
 	fl.StringVar(&f.layout, "bitmap-layout", bitmap.DefaultLayout, "layout of the bitmap file: "+strings.Join(layoutNames(), ", "))
 	fl.BoolVar(&f.overwrite, "overwrite", false, "replace DST and its bitmap if they exist")
@@ -71,19 +84,26 @@ type convertBitmapResult struct {
 }
 
 func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) error {
-	if f.output != "raw" {
-		return usagef("--output-format %q: raw is the only one yet", f.output)
+	switch {
+	case f.output != formatRAW && f.output != formatZVHD2:
+		return usagef("--output-format %q: it is raw or zvhd2", f.output)
+	case f.output == formatZVHD2 && f.bitmap != "" && f.bitmap != "none":
+		return usagef("--bitmap is for RAW: a ZVHD2 file carries its bitmap itself")
+	case f.level != 0 && f.output != formatZVHD2:
+		return usagef("--compression-level is for ZVHD2")
+	case f.level < 0 || f.level > 22:
+		return usagef("--compression-level %d: it is 1 to 22", f.level)
 	}
 	layout, err := bitmap.Lookup(f.layout)
 	if err != nil {
 		return &usageError{err}
 	}
 	mf := f.bitmap
-	switch mf {
-	case "":
-		mf = strings.TrimSuffix(dst, filepath.Ext(dst)) + ".mf"
-	case "none":
+	switch {
+	case mf == "none" || f.output == formatZVHD2:
 		mf = ""
+	case mf == "":
+		mf = strings.TrimSuffix(dst, filepath.Ext(dst)) + ".mf"
 	}
 	if mf != "" {
 		if filepath.Clean(mf) == filepath.Clean(dst) {
@@ -112,12 +132,21 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 	if err != nil {
 		return err
 	}
-	stats, err := convert.WriteRAW(ctx, disk, dst, convert.RAWOptions{
-		Workers:   f.workers,
-		Overwrite: f.overwrite,
-		Marker:    blocks,
-		Progress:  done.add,
-	})
+	var stats convert.ScanStats
+	if f.output == formatZVHD2 {
+		stats, err = convert.WriteZVHD2(ctx, disk, dst, convert.ZVHD2Options{
+			Writer:    zvhd2.WriterOptions{Level: f.level, Workers: f.workers},
+			Overwrite: f.overwrite,
+			Progress:  done.add,
+		})
+	} else {
+		stats, err = convert.WriteRAW(ctx, disk, dst, convert.RAWOptions{
+			Workers:   f.workers,
+			Overwrite: f.overwrite,
+			Marker:    blocks,
+			Progress:  done.add,
+		})
+	}
 	done.close(err)
 	if err != nil {
 		return err
