@@ -199,12 +199,24 @@ type ImageFilter struct {
 	DiskFormat          string
 	VirtualEnvType      string
 	EnterpriseProjectID string
-	CreatedAt           string // OP:TIME, e.g. gt:2026-01-02T03:04:05Z
+	OSBit               string // 32, 64
+	ContainerFormat     string
+	KMSKey              string // __system__cmkid
+	FlavorID            string // public images that a flavor of servers can use
+	MemberStatus        string // pending, accepted, rejected; with Visibility shared
+	MinDisk, MinRAM     int    // exactly, GB and MB; 0 does not restrict
+	Protected           *bool
+	WholeImage          *bool  // __whole_image: images of whole servers
+	Registered          *bool  // __isregistered; ordinary users see true only
+	CreatedAt           string // OP:TIME, e.g. gt:2026-01-02T03:04:05Z; OP is gt, gte, lt, lte, eq, neq
 	UpdatedAt           string
 	Tag                 Tag
-	SortKey, SortDir    string
-	Limit               int        // most images to return; 0 means all
-	Extra               url.Values // further parameters by the service's names
+	SortKey             string // name, container_format, disk_format, status, id, size, created_at
+	SortDir             string // asc, desc
+	Marker              string // begin behind the image of this id
+	Limit               int    // most images to return; 0 means all
+	// Extra are further parameters by the service's names, such as __support_kvm.
+	Extra url.Values
 }
 
 func (f *ImageFilter) query() url.Values {
@@ -217,10 +229,23 @@ func (f *ImageFilter) query() url.Values {
 		"owner": f.Owner, "__os_type": f.OSType, "__platform": f.Platform, "architecture": f.Architecture,
 		"disk_format": f.DiskFormat, "virtual_env_type": f.VirtualEnvType,
 		"enterprise_project_id": f.EnterpriseProjectID, "created_at": f.CreatedAt, "updated_at": f.UpdatedAt,
-		"sort_key": f.SortKey, "sort_dir": f.SortDir,
+		"sort_key": f.SortKey, "sort_dir": f.SortDir, "__os_bit": f.OSBit, "container_format": f.ContainerFormat,
+		"__system__cmkid": f.KMSKey, "flavor_id": f.FlavorID, "member_status": f.MemberStatus,
 	} {
 		if v != "" {
 			q.Set(name, v)
+		}
+	}
+	for name, n := range map[string]int{"min_disk": f.MinDisk, "min_ram": f.MinRAM} {
+		if n > 0 {
+			q.Set(name, strconv.Itoa(n))
+		}
+	}
+	for name, b := range map[string]*bool{
+		"protected": f.Protected, "__whole_image": f.WholeImage, "__isregistered": f.Registered,
+	} {
+		if b != nil {
+			q.Set(name, strconv.FormatBool(*b))
 		}
 	}
 	if f.Tag.Key != "" {
@@ -244,7 +269,7 @@ func (c *Client) listImages(ctx context.Context, f ImageFilter, k call) ([]Image
 	k.service, k.method, k.path = serviceIMS, http.MethodGet, "/v2/cloudimages"
 	var images []Image
 	seen := map[string]bool{}
-	marker := ""
+	marker := f.Marker
 	for range maxListPages {
 		page := listPage
 		if f.Limit > 0 {
@@ -321,12 +346,22 @@ func (c *Client) image(ctx context.Context, id string, k call) (*Image, error) {
 // DeleteImage deletes an image: DELETE /v2/images/{id}. The object it was made from stays. An
 // unknown id is [KindNotFound]; an image that is still being made, or protected, is [KindConflict].
 func (c *Client) DeleteImage(ctx context.Context, id string) error {
+	return c.deleteImage(ctx, id, nil)
+}
+
+// DeleteWholeImage is [Client.DeleteImage] for the image of a whole server, and deletes the backup
+// that it was made of, too: DELETE /v2/images/{id} with delete_backup.
+func (c *Client) DeleteWholeImage(ctx context.Context, id string) error {
+	return c.deleteImage(ctx, id, map[string]bool{"delete_backup": true})
+}
+
+func (c *Client) deleteImage(ctx context.Context, id string, body any) error {
 	if err := checkID("image", id); err != nil {
 		return err
 	}
 	maybeDone := false
 	_, err := c.do(ctx, call{
-		op: "delete image " + id, service: serviceIMS, method: http.MethodDelete, path: "/v2/images/" + id,
+		op: "delete image " + id, service: serviceIMS, method: http.MethodDelete, path: "/v2/images/" + id, body: body,
 		success: []int{http.StatusNoContent, http.StatusOK}, repeatable: true, uncertain: &maybeDone,
 	})
 	if maybeDone && KindOf(err) == KindNotFound {

@@ -260,7 +260,23 @@ func checkOSVersion(s string) string {
 	return ""
 }
 
+// checkImageURL allows the formats of the quick import.
 func checkImageURL(s string) string {
+	if rule := checkObjectURL(s); rule != "" {
+		return rule
+	}
+	_, key, _ := strings.Cut(s, ":")
+	base := key[strings.LastIndexByte(key, '/')+1:]
+	for _, suffix := range []string{".raw", ".zvhd2"} {
+		if strings.HasSuffix(base, suffix) && len(base) > len(suffix) {
+			return ""
+		}
+	}
+	return "the key must end with .raw or .zvhd2, the formats of the quick import"
+}
+
+// checkObjectURL takes any key.
+func checkObjectURL(s string) string {
 	const bucketRule = "must begin with a bucket: 3 to 63 lower-case letters, digits, hyphens, dots"
 	bucket, key, ok := strings.Cut(s, ":")
 	switch {
@@ -270,6 +286,8 @@ func checkImageURL(s string) string {
 		return bucketRule
 	case strings.HasPrefix(key, "//"):
 		return "must be BUCKET:KEY (it is not a URL)"
+	case key == "" || strings.HasSuffix(key, "/"):
+		return "must name an object: BUCKET:KEY"
 	case !utf8.ValidString(key) || len(key) > 1024:
 		return "the key must be at most 1,024 bytes of UTF-8"
 	case strings.ContainsFunc(key, unicode.IsSpace) || strings.ContainsFunc(key, unicode.IsControl):
@@ -280,13 +298,7 @@ func checkImageURL(s string) string {
 			return bucketRule
 		}
 	}
-	base := key[strings.LastIndexByte(key, '/')+1:]
-	for _, suffix := range []string{".raw", ".zvhd2"} {
-		if strings.HasSuffix(base, suffix) && len(base) > len(suffix) {
-			return ""
-		}
-	}
-	return "the key must end with .raw or .zvhd2, the formats of the quick import"
+	return ""
 }
 
 func checkTag(t Tag) string {

@@ -20,6 +20,9 @@ const (
 	signAlgorithm  = "SDK-HMAC-SHA256"
 	signTimeFormat = "20060102T150405Z"
 
+	// unsignedPayload stands for the hash of a body that isn't JSON, as the vendor's SDK sends it.
+	unsignedPayload = "UNSIGNED-PAYLOAD"
+
 	headerDate          = "X-Sdk-Date"
 	headerContentSHA256 = "X-Sdk-Content-Sha256"
 	headerProjectID     = "X-Project-Id"

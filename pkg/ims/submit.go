@@ -118,20 +118,11 @@ func (c *Client) QuickImport(ctx context.Context, r *QuickImport, gen Generation
 	s := submission{
 		call: call{
 			op: fmt.Sprintf("import image %q", r.Name), service: serviceIMS, method: http.MethodPost, body: r.body(),
-			success: []int{http.StatusOK, http.StatusCreated, http.StatusAccepted},
+			success: acceptedStatuses,
 		},
 		name: r.Name, marker: r.MarkerTag,
 	}
-	older := target{GenOld, "/v2/cloudimages/quickimport/action"}
-	newer := target{GenNew, "/v2.1/cloudimages/quickimport/action"}
-	switch gen {
-	case GenOld:
-		s.targets = []target{older}
-	case GenNew:
-		s.targets = []target{newer, older}
-	default:
-		s.targets = []target{older, newer}
-	}
+	s.targets = gen.targetsOf("/v2/cloudimages/quickimport/action", "/v2.1/cloudimages/quickimport/action")
 	return c.submit(ctx, s)
 }
 
@@ -141,7 +132,46 @@ type submission struct {
 	targets []target // the next one is taken when the installation lacks one
 	name    string
 	marker  Tag
+	// check says what to look at when the answer is lost, for what makes no image that could be
+	// looked for.
+	check string
 }
+
+// targetsOf orders the two generations of a call.
+func (g Generation) targetsOf(older, newer string) []target {
+	o, n := target{GenOld, older}, target{GenNew, newer}
+	switch g {
+	case GenOld:
+		return []target{o}
+	case GenNew:
+		return []target{n, o}
+	default:
+		return []target{o, n}
+	}
+}
+
+// acceptedStatuses are those of an answer that holds a job's id.
+var acceptedStatuses = []int{http.StatusOK, http.StatusCreated, http.StatusAccepted}
+
+// LostAnswerError says that the service may have carried out a request whose answer was lost, and
+// that it makes nothing this client could look for. It was not sent again.
+type LostAnswerError struct {
+	Op    string // what was being done
+	Check string // what to look at before doing it again
+	Err   error  // what happened to the answer
+}
+
+func (e *LostAnswerError) Error() string {
+	return "ims: " + e.Op + ": the answer was lost, it may have been carried out: " + e.Err.Error()
+}
+
+func (e *LostAnswerError) Unwrap() error { return e.Err }
+
+// Hint says what to look at first.
+func (e *LostAnswerError) Hint() string { return "Before doing it again: " + e.Check }
+
+// ErrorKind implements [KindOf]: not transient, for repeating it without a look may do it twice.
+func (e *LostAnswerError) ErrorKind() Kind { return KindUnknown }
 
 type target struct {
 	generation Generation
@@ -193,7 +223,8 @@ func (c *Client) submit(ctx context.Context, s submission) (*Submitted, error) {
 				return nil, f.err
 			}
 			attempt, delay = unsentTimes, c.retry.delay(unsentTimes, f.err.RetryAfter)
-		case info.retry == retrySubmit || info.retry == retrySubmitAfterLookup:
+		// Without an image to look for, what may have begun is left to whoever asked.
+		case info.retry == retrySubmit || info.retry == retrySubmitAfterLookup && s.check == "":
 			refusedTimes++
 			if refusedTimes >= c.submitRetry.MaxAttempts {
 				return nil, f.err
@@ -235,6 +266,9 @@ func isAmbiguous(f *failure) bool {
 
 // recover looks for the image of a request whose answer was lost.
 func (c *Client) recover(ctx context.Context, s submission, result *Submitted, cause error) (*Submitted, error) {
+	if s.check != "" {
+		return nil, &LostAnswerError{Op: s.call.op, Check: s.check, Err: cause}
+	}
 	if err := ctx.Err(); err != nil {
 		return nil, s.ambiguous(result, cause, 0, nil, nil)
 	}

@@ -4,6 +4,7 @@ package ims
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,8 +37,12 @@ type call struct {
 	method  string
 	path    string // decoded; ids in it must have been checked
 	query   url.Values
-	body    any   // encoded as JSON; nil means none
-	success []int // accepted statuses; nil means 200
+	body    any // encoded as JSON; nil means none
+	// contentType replaces application/json for body, or for file, which is sent as it is.
+	contentType string
+	file        *payload
+	timeout     time.Duration // of one attempt instead of Options.RequestTimeout; 0 means that
+	success     []int         // accepted statuses; nil means 200
 	// repeatable says that carrying the request out twice does no harm; a GET always is.
 	repeatable bool
 	// once leaves repetition to the caller.
@@ -46,8 +51,16 @@ type call struct {
 	anonymous bool
 	// uncertain, if set, is set to true when an attempt that is repeated may have been carried out.
 	uncertain *bool
+	// lost, if set, is set to true when the call fails in a way that may have been carried out.
+	lost *bool
 	// secrets are kept out of error texts in addition to those of the authentication.
 	secrets []string
+}
+
+// payload is a body that is read while it is sent, each attempt from the beginning.
+type payload struct {
+	content io.ReaderAt
+	size    int64 // bytes
 }
 
 // answer is an accepted answer, its body complete.
@@ -77,6 +90,9 @@ func (c *Client) do(ctx context.Context, k call) (*answer, error) {
 		a, f := c.attempt(ctx, &k)
 		if f == nil {
 			return a, nil
+		}
+		if k.lost != nil {
+			*k.lost = isAmbiguous(f)
 		}
 		if ctx.Err() != nil {
 			return nil, ended(ctx, f.err)
@@ -162,7 +178,8 @@ func (c *Client) attempt(ctx context.Context, k *call) (*answer, *failure) {
 		}
 		return fail(&Error{Err: err})
 	}
-	actx, cancel := context.WithTimeout(ctx, c.requestTimeout)
+	limit := cmp.Or(k.timeout, c.requestTimeout)
+	actx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 
 	var project string
@@ -197,7 +214,7 @@ func (c *Client) attempt(ctx context.Context, k *call) (*answer, *failure) {
 	if err != nil {
 		// Both signs are required: a transport of the caller's may not report connections.
 		f.sent = connected.Load() || !failedBeforeSending(err)
-		return fail(networkError(c.networkCause(ctx, actx, err, secrets)))
+		return fail(networkError(networkCause(ctx, actx, limit, err, secrets)))
 	}
 	f.sent = true
 	defer resp.Body.Close()
@@ -206,7 +223,7 @@ func (c *Client) attempt(ctx context.Context, k *call) (*answer, *failure) {
 	success := slices.Contains(k.success, resp.StatusCode) || k.success == nil && resp.StatusCode == http.StatusOK
 	switch {
 	case err != nil && success:
-		e := networkError(fmt.Errorf("the answer broke off: %w", c.networkCause(ctx, actx, err, secrets)))
+		e := networkError(fmt.Errorf("the answer broke off: %w", networkCause(ctx, actx, limit, err, secrets)))
 		e.Status = resp.StatusCode
 		return fail(e)
 	case !success:
@@ -245,9 +262,22 @@ func (c *Client) newRequest(ctx context.Context, k *call) (*http.Request, string
 	if err != nil {
 		return nil, "", errors.New("the request's URL cannot be formed")
 	}
-	if k.body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	} else {
+	switch {
+	case k.file != nil:
+		// The gateway takes no hash over a body that isn't JSON: the literal stands for it and is signed.
+		req.Body = io.NopCloser(io.NewSectionReader(k.file.content, 0, k.file.size))
+		req.GetBody = func() (io.ReadCloser, error) {
+			return io.NopCloser(io.NewSectionReader(k.file.content, 0, k.file.size)), nil
+		}
+		req.ContentLength = k.file.size
+		req.Header.Set("Content-Type", k.contentType)
+		req.Header.Set(headerContentSHA256, unsignedPayload)
+	case k.body != nil:
+		req.Header.Set("Content-Type", cmp.Or(k.contentType, "application/json"))
+		if k.contentType != "" {
+			req.Header.Set(headerContentSHA256, unsignedPayload)
+		}
+	default:
 		req.Body, req.GetBody, req.ContentLength = nil, nil, 0
 	}
 	req.Header.Set("Accept", "application/json")
@@ -257,7 +287,7 @@ func (c *Client) newRequest(ctx context.Context, k *call) (*http.Request, string
 
 // networkCause turns the HTTP client's error into one that says which limit ended the attempt and
 // holds no URL.
-func (c *Client) networkCause(ctx, actx context.Context, err error, secrets []string) error {
+func networkCause(ctx, actx context.Context, limit time.Duration, err error, secrets []string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -266,7 +296,7 @@ func (c *Client) networkCause(ctx, actx context.Context, err error, secrets []st
 		err = wrapped.Err
 	}
 	if actx.Err() != nil {
-		return fmt.Errorf("no answer within %v: %w", c.requestTimeout, context.DeadlineExceeded)
+		return fmt.Errorf("no answer within %v: %w", limit, context.DeadlineExceeded)
 	}
 	if s := err.Error(); string(redact([]byte(s), secrets)) != s {
 		return errors.New(string(redact([]byte(s), secrets)))
