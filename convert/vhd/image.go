@@ -13,8 +13,8 @@ import (
 	"github.com/lima-vm/go-qcow2reader/lru"
 )
 
-// Image is an open VHD disk. It implements image.Image; ReadAt and Extent are safe for concurrent use.
-// Its memory is a cache of table pages of fixed size.
+// Image is an open VHD disk. It implements image.Image; ReadAt and Extent are safe for concurrent
+// use. Its memory is a cache of table pages of fixed size.
 type Image struct {
 	m      *Metadata
 	parent image.Image // what a differencing disk does not have, else nil
@@ -27,8 +27,8 @@ type Image struct {
 
 var _ image.Image = (*Image)(nil)
 
-// Table pages kept in memory: 1 MiB of the block allocation table, which maps 512 GiB with blocks of 2
-// MiB, and as much of sector bitmaps, which maps 4 GiB.
+// Table pages kept in memory: 1 MiB of the block allocation table, which maps 512 GiB with blocks
+// of 2 MiB, and as much of sector bitmaps, which maps 4 GiB.
 const (
 	tablePages  = 16
 	bitmapPage  = 4 << 10
@@ -46,10 +46,10 @@ func (m *Metadata) TableBytes() int64 {
 	return min(roundUp(m.tableBytes(), tablePage), tablePages*tablePage) + bitmapPages*bitmapPage
 }
 
-// Open returns a reader of the checked image. The parent gives what a differencing disk does not have;
-// it must be given for those and for no others. That it is the right one is for the caller to check,
-// by its ID. It may be shorter than the disk, and then reads as zeros behind its end. Open takes over
-// neither the file nor the parent.
+// Open returns a reader of the checked image. The parent gives what a differencing disk does not
+// have; it must be given for those and for no others. That it is the right one is for the caller to
+// check, by its ID. It may be shorter than the disk, and then reads as zeros behind its end. Open
+// takes over neither the file nor the parent.
 func (m *Metadata) Open(parent image.Image) (image.Image, error) {
 	if (parent != nil) != (m.Variant == VariantDifferencing) {
 		return nil, fmt.Errorf("the disk is %s, but parent given: %t", m.Variant, parent != nil)
@@ -167,6 +167,9 @@ func (c *cursor) at(off int64) (segment, error) {
 		return segment{}, err
 	}
 	if e == unallocated {
+		if img.parent == nil {
+			s.length = min((block+c.emptyBlocks(block))*m.BlockSize, img.stored) - off
+		}
 		return s, nil
 	}
 	start := int64(e) * sectorSize
@@ -203,6 +206,18 @@ func (c *cursor) entry(block int64) (uint32, error) {
 	return binary.BigEndian.Uint32(c.table[block%entries*4:]), nil
 }
 
+// emptyBlocks returns how many blocks from the given one on are not allocated, as far as the page
+// of the table goes in which the cursor is. There is at least the one.
+func (c *cursor) emptyBlocks(block int64) int64 {
+	const entries = tablePage / 4
+	first := block % entries
+	end := first + 1
+	for end*4 < int64(len(c.table)) && binary.BigEndian.Uint32(c.table[end*4:]) == unallocated {
+		end++
+	}
+	return end - first
+}
+
 // sectors tells whether a sector of the block whose bitmap is at start is in the file, and how many
 // from it on are alike, as far as the bitmap's page goes.
 func (c *cursor) sectors(start, sector int64) (present bool, run int64, err error) {
@@ -223,8 +238,8 @@ func (c *cursor) sectors(start, sector int64) (present bool, run int64, err erro
 	return present, run, nil
 }
 
-// bitRun returns bit i of p and how many bits from it on are alike. The most significant bit of a byte
-// is the first.
+// bitRun returns bit i of p and how many bits from it on are alike. The most significant bit of a
+// byte is the first.
 func bitRun(p []byte, i int64) (set bool, run int64) {
 	set = p[i/8]&(0x80>>(i%8)) != 0
 	end := int64(len(p)) * 8
@@ -292,8 +307,8 @@ func (img *Image) readParent(p []byte, off int64) error {
 	return nil
 }
 
-// Extent returns the first run of start..start+length, which must lie within the disk, that is stored
-// alike. What neither the file nor a parent has is reported as zero and not allocated.
+// Extent returns the first run of start..start+length, which must lie within the disk, that is
+// stored alike. What neither the file nor a parent has is reported as zero and not allocated.
 func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.size || length > img.size-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",

@@ -107,8 +107,8 @@ func digest(t *testing.T, img image.Image) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// The corpus has an empty disk of 127 GiB. Hashing that many zeros takes minutes, so it is done where
-// everything must run, and else what it gave is compared.
+// The corpus has an empty disk of 127 GiB. Hashing that many zeros takes minutes, so it is done
+// where everything must run, and else what it gave is compared.
 const (
 	bigZeroSize   = 136363130880
 	bigZeroDigest = "2a4f06d5c9672ce7acfe68d55f16be1e1c96891af6a79eefe50eefae0cc5ae8d"
@@ -186,8 +186,8 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
-// TestCorpusChild reads what a differencing disk by Windows says of its parent, and its sectors over
-// a parent of zeros.
+// TestCorpusChild reads what a differencing disk by Windows says of its parent, and its sectors
+// over a parent of zeros.
 func TestCorpusChild(t *testing.T) {
 	f, size := unpack(t, filepath.Join(corpus(t), "vhd", "dfvfs_fat-differential.vhd.gz"))
 	m, err := vhd.Preflight(context.Background(), f, size, vhd.Options{AllowParent: true})
@@ -207,7 +207,8 @@ func TestCorpusChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Every sector that holds data is marked as present: a parent of ones shows through only elsewhere.
+	// Every sector that holds data is marked as present: a parent of ones shows through only
+	// elsewhere.
 	ones, err := m.Open(memory(bytes.Repeat([]byte{0xFF}, 4<<20)))
 	if err != nil {
 		t.Fatal(err)

@@ -20,8 +20,9 @@ const (
 	maxParentName = 255 // bytes of a plain name
 )
 
-// readParentNames collects what the header h says of the parent's place. The texts name files on the
-// machine where the disk was made; only their last elements are kept, and nothing here opens them.
+// readParentNames collects what the header h says of the parent's place. The texts name files on
+// the machine where the disk was made; only their last elements are kept, and nothing here opens
+// them.
 func (m *Metadata) readParentNames(h []byte) error {
 	names := map[string]string{"name": plainName(decodeUTF16(h[64:64+512], binary.BigEndian))}
 	for i := range locators {
@@ -69,8 +70,8 @@ func decodeUTF16(p []byte, order binary.ByteOrder) string {
 	return string(utf16.Decode(units))
 }
 
-// plainName returns the last element of a path of any system, or "" if that is no name that a file can
-// safely be looked for by.
+// plainName returns the last element of a path of any system, or "" if that is no name that a file
+// can safely be looked for by.
 func plainName(path string) string {
 	if i := strings.LastIndexAny(path, `/\:`); i >= 0 {
 		path = path[i+1:]

@@ -46,8 +46,8 @@ type Metadata struct {
 	ID        string    // this disk's unique id, which a child states as its parent's
 	Timestamp time.Time // when it was last changed, as far as its writer keeps that; zero if not stated
 
-	// Of differencing disks. The names come from the file: they are made of printable characters and
-	// have no folders, but whoever wrote the image chose them.
+	// Of differencing disks. The names come from the file: they are made of printable characters
+	// and have no folders, but whoever wrote the image chose them.
 	ParentNames     []string  // what the parent's file may be called, the most likely one first
 	ParentID        string    // the parent's ID
 	ParentTimestamp time.Time // the parent's time stamp; only advisory
@@ -67,12 +67,12 @@ type Metadata struct {
 	bitmapBytes  int64 // of a block's sector bitmap, in whole sectors
 }
 
-// Preflight checks the image in the size bytes of r: both footers, the dynamic disk header and every
-// entry of the block allocation table that the disk uses. A bad or unsupported image gives an
+// Preflight checks the image in the size bytes of r: both footers, the dynamic disk header and
+// every entry of the block allocation table that the disk uses. A bad or unsupported image gives an
 // [*Error]; errors of reading are returned as they are.
 //
-// It reads the table once (more often only if more than some million blocks are allocated) and keeps
-// four bytes per allocated block while it runs, at most 32 MiB.
+// It reads the table once (more often only if more than some million blocks are allocated) and
+// keeps four bytes per allocated block while it runs, at most 32 MiB.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{r: r, fileSize: size, SectorSize: sectorSize}
 	f, err := m.readFooters()
@@ -100,8 +100,8 @@ func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Meta
 	return m, nil
 }
 
-// readFooters returns the footer to go by: the copy at the start of dynamic and differencing disks, or
-// the one at the end.
+// readFooters returns the footer to go by: the copy at the start of dynamic and differencing disks,
+// or the one at the end.
 func (m *Metadata) readFooters() (*footer, error) {
 	if m.fileSize < footerBytes {
 		return nil, bad("the file of %d bytes is too short for a footer of %d", m.fileSize, footerBytes)
@@ -301,8 +301,8 @@ func (m *Metadata) readHeader(offset uint64) error {
 	return nil
 }
 
-// blocks is the number of blocks that a disk of currentSize has. All of them are checked, also those
-// that the geometry cuts off.
+// blocks is the number of blocks that a disk of currentSize has. All of them are checked, also
+// those that the geometry cuts off.
 func (m *Metadata) blocks() int64 { return (m.currentSize-1)/m.BlockSize + 1 }
 
 // tableBytes is the length of the block allocation table in the file.
@@ -319,8 +319,8 @@ const tablePage = 64 << 10
 // maxSorted is how many entries of the block allocation table are sorted at a time.
 const maxSorted = 8 << 20
 
-// checkTable checks that every block that the disk uses lies within the file, over no other structure
-// and over no other block.
+// checkTable checks that every block that the disk uses lies within the file, over no other
+// structure and over no other block.
 func (m *Metadata) checkTable(ctx context.Context) error {
 	var sorted []uint32
 	n := int64(0)
@@ -363,8 +363,8 @@ func (m *Metadata) checkTable(ctx context.Context) error {
 	return m.checkManyDistinct(ctx, sorted)
 }
 
-// checkDistinct checks that the blocks that begin at the given sectors do not overlap each other or the
-// one at the sector before, if that is not negative.
+// checkDistinct checks that the blocks that begin at the given sectors do not overlap each other or
+// the one at the sector before, if that is not negative.
 func (m *Metadata) checkDistinct(sectors []uint32, before int64) error {
 	slices.Sort(sectors)
 	for _, s := range sectors {
@@ -377,8 +377,8 @@ func (m *Metadata) checkDistinct(sectors []uint32, before int64) error {
 	return nil
 }
 
-// checkManyDistinct is checkDistinct for more entries than are sorted at a time: it takes those of one
-// range of the file after the other.
+// checkManyDistinct is checkDistinct for more entries than are sorted at a time: it takes those of
+// one range of the file after the other.
 func (m *Metadata) checkManyDistinct(ctx context.Context, buf []uint32) error {
 	before := int64(-1)
 	step := int64(cap(buf)-1) * (m.blockBytes() / sectorSize)

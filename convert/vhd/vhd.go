@@ -120,8 +120,8 @@ func (f *footer) chsSize() int64 {
 	return int64(f.cylinders) * int64(f.heads) * int64(f.sectors) * sectorSize
 }
 
-// geometryCounts tells whether the creator's own tool shows a disk of the geometry's size: Virtual PC
-// does, and so does QEMU for its own images. All others show "Current Size".
+// geometryCounts tells whether the creator's own tool shows a disk of the geometry's size: Virtual
+// PC does, and so does QEMU for its own images. All others show "Current Size".
 func (f *footer) geometryCounts() bool {
 	return (f.creator == "vpc " || f.creator == "qemu") && f.chsSize() != maxGeometry*sectorSize
 }

@@ -465,7 +465,8 @@ func (c *counting) ReadAt(p []byte, off int64) (int, error) {
 // maxHostileAlloc is what opening a hostile image may allocate, in bytes.
 const maxHostileAlloc = 64 << 20
 
-// refused checks that the image is refused, by an Error with the words, without much memory or reading.
+// refused checks that the image is refused, by an Error with the words, without much memory or
+// reading.
 func refused(t *testing.T, f []byte, o vhd.Options, want string) {
 	t.Helper()
 	var before, after runtime.MemStats

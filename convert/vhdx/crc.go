@@ -7,11 +7,11 @@ import (
 	"math/bits"
 )
 
-// An entry of the log may claim any length at any sector of the ring, and its checksum covers all of
-// it. Computing each checksum anew would take time by the square of the ring's length, so they are put
-// together from the sectors' own. That works because a CRC without its initial and final inversion is
-// linear: of two messages in a row, crc(A B) = crc(A) * x^(8 * length of B) + crc(B), with polynomials
-// over GF(2) modulo the CRC's.
+// An entry of the log may claim any length at any sector of the ring, and its checksum covers all
+// of it. Computing each checksum anew would take time by the square of the ring's length, so they
+// are put together from the sectors' own. That works because a CRC without its initial and final
+// inversion is linear: of two messages in a row, crc(A B) = crc(A) * x^(8 * length of B) + crc(B),
+// with polynomials over GF(2) modulo the CRC's.
 
 // rawCRC returns the CRC of p without the inversions.
 func rawCRC(p []byte) uint32 { return ^crc32.Update(^uint32(0), castagnoli, p) }
@@ -65,8 +65,8 @@ func (s *sectorSums) add(sector []byte) {
 	s.prefix = append(s.prefix, shiftCRC(s.prefix[len(s.prefix)-1], logSector)^rawCRC(sector))
 }
 
-// concat returns the raw CRC of what has the raw CRC sum, followed by count sectors of the ring from
-// the given one on; count is at most the number of sectors.
+// concat returns the raw CRC of what has the raw CRC sum, followed by count sectors of the ring
+// from the given one on; count is at most the number of sectors.
 func (s *sectorSums) concat(sum uint32, first, count int64) uint32 {
 	sectors := int64(len(s.prefix) - 1)
 	for count > 0 {

@@ -8,8 +8,8 @@ func PlainName(path string) string { return plainName(path) }
 // BitRun is how the package reads a sector bitmap.
 func BitRun(p []byte, i int64) (bool, int64) { return bitRun(p, i) }
 
-// RingCRC returns the CRC-32C of count sectors of a ring, from the given one on, as the package puts it
-// together.
+// RingCRC returns the CRC-32C of count sectors of a ring, from the given one on, as the package
+// puts it together.
 func RingCRC(ring []byte, first, count int64) uint32 {
 	s := &sectorSums{prefix: []uint32{0}}
 	for ; len(ring) > 0; ring = ring[logSector:] {

@@ -12,9 +12,9 @@ import (
 	"github.com/lima-vm/go-qcow2reader/lru"
 )
 
-// Image is an open VHDX disk. It implements image.Image; ReadAt and Extent are safe for concurrent use.
-// Its memory is a cache of table pages of fixed size and, for a disk whose log is in use, where the
-// updates are.
+// Image is an open VHDX disk. It implements image.Image; ReadAt and Extent are safe for concurrent
+// use. Its memory is a cache of table pages of fixed size and, for a disk whose log is in use,
+// where the updates are.
 type Image struct {
 	m      *Metadata
 	parent image.Image // what a differencing disk does not have, else nil
@@ -25,16 +25,16 @@ type Image struct {
 
 var _ image.Image = (*Image)(nil)
 
-// Table pages kept in memory: 1 MiB of the block allocation table, which maps 128 GiB with blocks of 1
-// MB, and as much of sector bitmaps, which maps 4 GiB.
+// Table pages kept in memory: 1 MiB of the block allocation table, which maps 128 GiB with blocks
+// of 1 MB, and as much of sector bitmaps, which maps 4 GiB.
 const (
 	batPages    = 16
 	bitmapPage  = 4 * kib
 	bitmapPages = 256
 )
 
-// TableBytes returns how many bytes of mapping tables a reader keeps in memory at most, without those
-// for the log.
+// TableBytes returns how many bytes of mapping tables a reader keeps in memory at most, without
+// those for the log.
 func (m *Metadata) TableBytes() int64 {
 	n := min((m.batEntries()*8+tablePage-1)/tablePage, batPages) * tablePage
 	if m.Variant == VariantDifferencing {
@@ -43,10 +43,10 @@ func (m *Metadata) TableBytes() int64 {
 	return n
 }
 
-// Open returns a reader of the checked image. The parent gives what a differencing disk does not have;
-// it must be given for those and for no others, and it must have the same virtual size. That it is the
-// right one is for the caller to check, by its ID and logical sector size. Open takes over neither the
-// file nor the parent.
+// Open returns a reader of the checked image. The parent gives what a differencing disk does not
+// have; it must be given for those and for no others, and it must have the same virtual size. That
+// it is the right one is for the caller to check, by its ID and logical sector size. Open takes
+// over neither the file nor the parent.
 func (m *Metadata) Open(parent image.Image) (image.Image, error) {
 	if (parent != nil) != (m.Variant == VariantDifferencing) {
 		return nil, fmt.Errorf("the disk is %s, but parent given: %t", m.Variant, parent != nil)
@@ -111,6 +111,9 @@ func (c *cursor) at(off int64) (segment, error) {
 	switch state := e & stateMask; {
 	case state == stateNotPresent:
 		s.kind = kindAbsent
+		if c.img.parent == nil {
+			s.length = min((block+c.emptyBlocks(block))*m.BlockSize, m.VirtualSize) - off
+		}
 	case state == stateUndefined || state == stateZero || state == stateUnmapped:
 		s.kind = kindZero
 	case state == stateFullyPresent:
@@ -150,8 +153,23 @@ func (c *cursor) entry(i int64) (uint64, error) {
 	return binary.LittleEndian.Uint64(c.bat[i%entries*8:]), nil
 }
 
-// sectors tells whether the sector at off is in the file, and how many from it on are alike, as far as
-// the page of the sector bitmap goes ("Sector Bitmap Blocks").
+// emptyBlocks returns how many blocks from the given one on have an entry of zeros, as far as the
+// page of the table goes in which the cursor is. There is at least the one.
+func (c *cursor) emptyBlocks(block int64) int64 {
+	const entries = tablePage / 8
+	ratio := c.img.m.chunkRatio()
+	i := block + block/ratio
+	end := i%entries + 1
+	for end*8 < int64(len(c.bat)) && binary.LittleEndian.Uint64(c.bat[end*8:]) == 0 {
+		end++
+	}
+	// The entries of sector bitmaps in between are none of blocks.
+	end += i - i%entries
+	return end - end/(ratio+1) - block
+}
+
+// sectors tells whether the sector at off is in the file, and how many from it on are alike, as far
+// as the page of the sector bitmap goes ("Sector Bitmap Blocks").
 func (c *cursor) sectors(off int64) (present bool, run int64, err error) {
 	m := c.img.m
 	chunk := off / m.chunkBytes()
@@ -237,8 +255,8 @@ func (img *Image) ReadAt(p []byte, off int64) (int, error) {
 	return len(want), nil
 }
 
-// Extent returns the first run of start..start+length, which must lie within the disk, that is stored
-// alike. What neither the file nor a parent has is reported as zero and not allocated.
+// Extent returns the first run of start..start+length, which must lie within the disk, that is
+// stored alike. What neither the file nor a parent has is reported as zero and not allocated.
 func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.Size() || length > img.Size()-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",

@@ -17,8 +17,8 @@ const (
 	logSector       = 4 * kib
 	entryHeader     = 64
 	descriptorBytes = 32
-	// maxLogOps bounds the updates that are kept in memory, with some hundred bytes each. A log of 1 MB
-	// has room for 32,000.
+	// maxLogOps bounds the updates that are kept in memory, with some hundred bytes each. A log of
+	// 1 MB has room for 32,000.
 	maxLogOps    = 256 * kib
 	minLogTarget = 192 * kib // the headers before are never updated through the log
 )
@@ -50,8 +50,8 @@ func (g *ring) read(p []byte, position int64) error {
 	return nil
 }
 
-// replay finds the updates that the log holds and returns the file with them applied, along with the
-// number of entries and the size that the file then has.
+// replay finds the updates that the log holds and returns the file with them applied, along with
+// the number of entries and the size that the file then has.
 func replay(ctx context.Context, r io.ReaderAt, fileSize int64, h *header) (v *view, entries int, err error) {
 	g := &ring{r: r, offset: h.logOffset, length: h.logLength}
 	found, err := g.entries(ctx, h.logGUID)
@@ -91,8 +91,8 @@ func replay(ctx context.Context, r io.ReaderAt, fileSize int64, h *header) (v *v
 	return v, len(active), nil
 }
 
-// entries returns the valid entries by position. It reads the ring once: the checksums of the entries,
-// which may claim to overlap, are put together from those of the sectors.
+// entries returns the valid entries by position. It reads the ring once: the checksums of the
+// entries, which may claim to overlap, are put together from those of the sectors.
 func (g *ring) entries(ctx context.Context, id guid) ([]logEntry, error) {
 	sums := &sectorSums{prefix: []uint32{0}}
 	var candidates []logEntry
@@ -141,11 +141,13 @@ func (g *ring) entries(ctx context.Context, id guid) ([]logEntry, error) {
 	return valid, nil
 }
 
-// activeSequence returns the entries to apply, oldest first, or nil if there is no complete sequence.
+// activeSequence returns the entries to apply, oldest first, or nil if there is no complete
+// sequence.
 //
-// A sequence is a run of entries, each behind the one before and with the next number. It is complete
-// if the tail of its last entry is one of its entries; those before the tail are no longer needed. So
-// every complete sequence is found by going from the tails of those entries that have no successor.
+// A sequence is a run of entries, each behind the one before and with the next number. It is
+// complete if the tail of its last entry is one of its entries; those before the tail are no longer
+// needed. So every complete sequence is found by going from the tails of those entries that have no
+// successor.
 func activeSequence(entries []logEntry, ringLength int64) []logEntry {
 	at := make(map[int64]int, len(entries))
 	for i, e := range entries {
@@ -210,8 +212,8 @@ type logOp struct {
 	trailing   [4]byte
 }
 
-// appendOps appends the updates of an entry. An entry whose checksum is right but whose descriptors are
-// wrong was made that way; it is not taken for one that was only half written.
+// appendOps appends the updates of an entry. An entry whose checksum is right but whose descriptors
+// are wrong was made that way; it is not taken for one that was only half written.
 func (g *ring) appendOps(ops []logOp, e logEntry) ([]logOp, error) {
 	le := binary.LittleEndian
 	descriptorSectors := (entryHeader + descriptorBytes*e.descriptors + logSector - 1) / logSector
@@ -269,7 +271,8 @@ func (g *ring) appendOps(ops []logOp, e logEntry) ([]logOp, error) {
 	return ops, nil
 }
 
-// checkData checks that the data sector at a position belongs to the entry with the sequence number.
+// checkData checks that the data sector at a position belongs to the entry with the sequence
+// number.
 func (g *ring) checkData(position int64, sequence uint64) error {
 	var head [8]byte
 	var foot [4]byte
@@ -287,8 +290,8 @@ func (g *ring) checkData(position int64, sequence uint64) error {
 	return nil
 }
 
-// view is the file as it is with the log applied. It keeps where the updated sectors are in the log,
-// not what they hold.
+// view is the file as it is with the log applied. It keeps where the updated sectors are in the
+// log, not what they hold.
 type view struct {
 	r        io.ReaderAt
 	fileSize int64

@@ -17,8 +17,8 @@ const (
 	maxLocatorKey = 64  // bytes; the keys that are looked at are shorter
 )
 
-// readLocator reads the "Parent Locator". The paths in it name files on the machine where the disk was
-// made; only their last elements are kept, and nothing here opens them.
+// readLocator reads the "Parent Locator". The paths in it name files on the machine where the disk
+// was made; only their last elements are kept, and nothing here opens them.
 func (m *Metadata) readLocator(it item) error {
 	p := make([]byte, it.length) // a metadata item is limited to 1 MB
 	if err := readFull(m.file, p, m.metadata.offset+it.offset); err != nil {
@@ -92,8 +92,8 @@ func parseGUID(s string) (string, bool) {
 	return s, true
 }
 
-// plainName returns the last element of a path of any system, or "" if that is no name that a file can
-// safely be looked for by.
+// plainName returns the last element of a path of any system, or "" if that is no name that a file
+// can safely be looked for by.
 func plainName(path string) string {
 	if i := strings.LastIndexAny(path, `/\:`); i >= 0 {
 		path = path[i+1:]

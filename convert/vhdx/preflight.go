@@ -36,8 +36,8 @@ type Metadata struct {
 	// ID identifies what the disk holds: the data write GUID, which a child states as its parent's.
 	ID string
 
-	// Of differencing disks. The names come from the file: they are made of printable characters and
-	// have no folders, but whoever wrote the image chose them.
+	// Of differencing disks. The names come from the file: they are made of printable characters
+	// and have no folders, but whoever wrote the image chose them.
 	ParentNames []string // what the parent's file may be called, the most likely one first
 	ParentID    string   // the parent's ID
 	ParentID2   string   // another ID that the parent may have instead, "" if none
@@ -70,8 +70,8 @@ type header struct {
 // metadata and every entry of the block allocation table. A bad or unsupported image gives an
 // [*Error]; errors of reading are returned as they are.
 //
-// It reads each of them once, so it takes time by what the file really holds. While it runs it keeps one
-// bit per MB of the file, and for an image with a used log some hundred bytes per update.
+// It reads each of them once, so it takes time by what the file really holds. While it runs it
+// keeps one bit per MB of the file, and for an image with a used log some hundred bytes per update.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{file: r, fileSize: size}
 	if size < headerSection {
@@ -435,8 +435,8 @@ func decodeUTF16(p []byte) string {
 	return string(utf16.Decode(units))
 }
 
-// chunkRatio is how many payload blocks share a sector bitmap block, which has a bit for each of 2^23
-// sectors ("BAT").
+// chunkRatio is how many payload blocks share a sector bitmap block, which has a bit for each of
+// 2^23 sectors ("BAT").
 func (m *Metadata) chunkRatio() int64 { return m.chunkBytes() / m.BlockSize }
 
 // chunkBytes is how much of the disk a sector bitmap block covers.
@@ -525,8 +525,8 @@ func (m *Metadata) checkPayloadEntry(taken megabytes, i, block int64, e uint64) 
 	return nil
 }
 
-// checkBitmapEntry checks entry i, which is that of a sector bitmap block; needed tells whether there
-// must be one.
+// checkBitmapEntry checks entry i, which is that of a sector bitmap block; needed tells whether
+// there must be one.
 func (m *Metadata) checkBitmapEntry(taken megabytes, i int64, e uint64, needed bool) error {
 	switch state := e & stateMask; {
 	case state == stateFullyPresent:
@@ -540,7 +540,8 @@ func (m *Metadata) checkBitmapEntry(taken megabytes, i int64, e uint64, needed b
 	return nil
 }
 
-// checkPlace checks where entry i puts a block of length bytes, of which inside must be in the file.
+// checkPlace checks where entry i puts a block of length bytes, of which inside must be in the
+// file.
 func (m *Metadata) checkPlace(taken megabytes, i int64, offset uint64, inside, length int64) error {
 	if offset > uint64(m.fileSize) || inside > m.fileSize-int64(offset) {
 		return bad("entry %d of the block allocation table: the block of %d bytes at %d ends behind the file of "+
@@ -567,8 +568,8 @@ type megabytes []uint64
 
 func newMap(size int64) megabytes { return make(megabytes, size/mib/64+1) }
 
-// mark takes a range that begins at a whole MB and lies in the file. It returns where the first MB of
-// it that was taken already begins, or -1.
+// mark takes a range that begins at a whole MB and lies in the file. It returns where the first MB
+// of it that was taken already begins, or -1.
 func (m megabytes) mark(offset, length int64) int64 {
 	for mb := offset / mib; mb*mib < offset+length; mb++ {
 		if m[mb/64]&(1<<(mb%64)) != 0 {

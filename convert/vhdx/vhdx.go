@@ -3,10 +3,10 @@
 // Package vhdx reads VHDX disks, as specified in Microsoft's [MS-VHDX]: fixed, dynamic, and
 // differencing ones whose parent the caller gives.
 //
-// [Preflight] checks everything that an image says about itself, from the headers to the last entry of
-// the block allocation table, and [Metadata.Open] builds a reader of an image that passed. An image
-// that was not closed cleanly has metadata updates in its log; they are applied in memory, and the file
-// is never written to. All numbers of the format are little-endian.
+// [Preflight] checks everything that an image says about itself, from the headers to the last entry
+// of the block allocation table, and [Metadata.Open] builds a reader of an image that passed. An
+// image that was not closed cleanly has metadata updates in its log; they are applied in memory,
+// and the file is never written to. All numbers of the format are little-endian.
 package vhdx
 
 import (
@@ -113,7 +113,8 @@ func bad(format string, args ...any) error { return &Error{Reason: fmt.Sprintf(f
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// checksum returns the CRC-32C of p with the four bytes of the checksum itself, at offset 4, as zeros.
+// checksum returns the CRC-32C of p with the four bytes of the checksum itself, at offset 4, as
+// zeros.
 func checksum(p []byte) uint32 {
 	sum := crc32.Update(0, castagnoli, p[:4])
 	sum = crc32.Update(sum, castagnoli, make([]byte, 4))

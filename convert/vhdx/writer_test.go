@@ -103,9 +103,6 @@ func (s *store) truncate(size int64) {
 	s.size = size
 }
 
-// bytes returns the file.
-func (s *store) bytes() []byte { return s.get(0, s.size) }
-
 // seal makes the checksum of a structure right.
 func (s *store) seal(off, n int64) {
 	s.put32(off+4, 0)
@@ -156,8 +153,9 @@ const (
 	itemsAt    = metadataAt + 64*kib
 )
 
-// disk is a VHDX to be written. Sectors of 512 bytes that are hot have data of their owner in them, all
-// others are zeros. States and the sectors that a partially present block has are the owner's choice.
+// disk is a VHDX to be written. Sectors of 512 bytes that are hot have data of their owner in them,
+// all others are zeros. States and the sectors that a partially present block has are the owner's
+// choice.
 type disk struct {
 	size, block, sector int64
 	fixed, child        bool
