@@ -142,7 +142,7 @@ func (m *Metadata) checkMapPlace(blocks, mapOffset, dataOffset uint32) error {
 }
 
 func (m *Metadata) checkSize(size uint64, limit int64) error {
-	if size == 0 || size > math.MaxInt64-sectorSize {
+	if size == 0 || size > math.MaxInt64-(sectorSize-1) {
 		return bad("virtual size %d at offset 368 is not between 1 and 2^63-512", size)
 	}
 	// Like QEMU: the last sector is taken whole from its block.
