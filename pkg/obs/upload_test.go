@@ -208,9 +208,17 @@ var sparse = []Extent{
 
 const sparseSize = 89<<20 + 1000
 
-func sparseDisk(t failer) *disk {
-	return makeDisk(t, sparseSize, sparse, func(i int) bool { return i == 3 })
-}
+// sparseContent is made once: noise takes longer than some of the tests.
+var sparseContent = sync.OnceValue(func() *obstest.Content {
+	return makeDisk(panicker{}, sparseSize, sparse, func(i int) bool { return i == 3 }).content
+})
+
+type panicker struct{}
+
+func (panicker) Helper()                        {}
+func (panicker) Fatalf(format string, a ...any) { panic(fmt.Sprintf(format, a...)) }
+
+func sparseDisk(failer) *disk { return &disk{content: sparseContent()} }
 
 var sparseOptions = PlanOptions{BlockSize: 1 << 20, PartSize: 6 << 20}
 

@@ -47,7 +47,6 @@ type zeroObject struct {
 	key     string
 	etag    string
 	refused error // why zeros can't be copied, nil as long as they can
-	keys    []string
 	seen    int64 // bytes of data parts that turned out to be zeros
 }
 
@@ -96,13 +95,13 @@ func (z *zeroObject) make(ctx context.Context, size int64) error {
 	levels := zeroLevels(size)
 	var from, etag string
 	for i, n := range levels {
-		key := u.o.Key + ".imsprep-zero-" + u.runID + "-" + strconv.Itoa(i)
+		key := u.key + ".imsprep-zero-" + u.runID + "-" + strconv.Itoa(i)
 		if len(key) > maxKeyLength {
-			return &Error{Op: "make zero object", Bucket: u.o.Bucket, Key: u.o.Key, Kind: KindInvalid,
+			return &Error{Op: "make zero object", Bucket: u.bucket, Key: u.key, Kind: KindInvalid,
 				Message: "the key is too long for the zero object beside it"}
 		}
 		// Noted before it exists, so that it is removed even if the answer is lost.
-		z.keys = append(z.keys, key)
+		u.helpers = append(u.helpers, key)
 		var err error
 		if i == 0 {
 			etag, err = u.c.put(ctx, u.target("put zero seed", key), n, u.zeroSum(n).base64(),
@@ -152,7 +151,7 @@ func (z *zeroObject) compose(ctx context.Context, key string, size int64, from, 
 		return "", err
 	}
 	if info.Size != size {
-		return "", &Error{Op: "make zero object", Bucket: u.o.Bucket, Key: key, Kind: KindIntegrity,
+		return "", &Error{Op: "make zero object", Bucket: u.bucket, Key: key, Kind: KindIntegrity,
 			Message: fmt.Sprintf("it has %d bytes instead of %d", info.Size, size)}
 	}
 	return etag, nil
