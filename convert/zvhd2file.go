@@ -23,6 +23,20 @@ type ZVHD2Options struct {
 	Progress  func(n int64) // called with every number of bytes of the disk done, from several goroutines
 }
 
+// OpenZVHD2 opens the ZVHD2 image in the size bytes of r, with the virtual size that a cloud shows: whole
+// GiB. A bad image gives an error with a method Refusal() (reason, remedy string). r must outlive it.
+func OpenZVHD2(ctx context.Context, r io.ReaderAt, size int64) (image.Image, error) {
+	meta, err := zvhd2.Preflight(ctx, r, size, zvhd2.Options{MaxVirtualSize: DefaultMaxVirtualSize})
+	if err != nil {
+		return nil, err
+	}
+	return meta.Open(nil)
+}
+
+// MaxZVHD2Size is more than the bytes that the ZVHD2 image of a disk of size bytes can have, when
+// nothing in it can be compressed.
+func MaxZVHD2Size(size int64) int64 { return size + size/256 + 64<<20 }
+
 // WriteZVHD2 writes img as a ZVHD2 file at path, as [WriteRAW] does a RAW file.
 func WriteZVHD2(ctx context.Context, img image.Image, path string, o ZVHD2Options) (stats ScanStats, err error) {
 	err = writeFile(ctx, img, path, o.Overwrite, func(f *os.File) error {

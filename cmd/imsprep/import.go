@@ -22,6 +22,8 @@ type uploadFlags struct {
 	partSize          byteSize
 	workers           int
 	overwrite         bool
+	format            string
+	level             int
 	layout            string
 	acceptUnconfirmed bool
 	dryRun            bool
@@ -33,10 +35,14 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	f.Var(&u.partSize, "part-size", "size of a data part, such as 16MiB (default: the smallest that fits 10,000 parts, from 16MiB)")
 	f.IntVar(&u.workers, "parallel", 0, "parts in flight (default: what fits 256 MiB of memory, 4 at most)")
 	f.BoolVar(&u.overwrite, "overwrite", false, "replace an object of the same key")
+	f.StringVar(&u.format, "format", string(pipeline.FormatAuto), "what the object is: auto, raw, zvhd2; auto is raw where its bitmap's layout is confirmed, else zvhd2")
+	f.IntVar(&u.level, "compression-level", 0, "of ZVHD2: 1 (fast) to 22 (small) (default: 3)")
 	f.StringVar(&u.layout, "bitmap-layout", bitmap.DefaultLayout, "layout of the bitmap file: "+strings.Join(layoutNames(), ", "))
 	f.BoolVar(&u.acceptUnconfirmed, "accept-unconfirmed-bitmap", false, "use a bitmap layout that isn't confirmed for this cloud")
 	f.BoolVar(&u.dryRun, "dry-run", false, "check everything, show the plan, and stop")
-	for name, values := range map[string][]string{"zero-copy": {"auto", "on", "off"}, "bitmap-layout": layoutNames()} {
+	for name, values := range map[string][]string{
+		"zero-copy": {"auto", "on", "off"}, "format": {"auto", formatRAW, formatZVHD2}, "bitmap-layout": layoutNames(),
+	} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 }
@@ -51,6 +57,16 @@ func (u *uploadFlags) apply(r *pipeline.Request) error {
 	if u.workers < 0 {
 		return usagef("--parallel %d: it can't be negative", u.workers)
 	}
+	r.Format = pipeline.Format(u.format)
+	switch r.Format {
+	case pipeline.FormatAuto, pipeline.FormatRAW, pipeline.FormatZVHD2:
+	default:
+		return usagef("--format %q: it is one of auto, raw, zvhd2", u.format)
+	}
+	if u.level < 0 || u.level > 22 {
+		return usagef("--compression-level %d: it is 1 to 22", u.level)
+	}
+	r.CompressionLevel = u.level
 	r.ZeroCopy, r.PartSize, r.Workers = mode, int64(u.partSize), u.workers
 	r.Overwrite, r.Layout, r.AcceptUnconfirmed = u.overwrite, u.layout, u.acceptUnconfirmed
 	return nil
@@ -120,7 +136,7 @@ The service doesn't look into the disk: operating system, architecture and firmw
 	f.uploadFlags.add(cmd)
 	fl := cmd.Flags()
 	fl.StringVar(&f.bucket, "bucket", "", "bucket in the image service's region, of class Standard (environment: IMSPREP_BUCKET)")
-	fl.StringVar(&f.key, "key", "", "the object's key, ending in .raw (default: from the source's name)")
+	fl.StringVar(&f.key, "key", "", "the object's key, ending in .raw or .zvhd2 as its format (default: from the source's name)")
 	fl.StringVar(&f.name, "name", "", "the image's name")
 	fl.StringVar(&f.osVersion, "os-version", "", "the operating system, exactly as the region lists it")
 	fl.StringVar(&f.description, "description", "", "the image's description")

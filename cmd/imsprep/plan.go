@@ -12,21 +12,24 @@ import (
 
 // planReport is the dry run's document; docs/output.md describes its fields.
 type planReport struct {
-	Source  convert.Info     `json:"source"`
-	Target  planTarget       `json:"target"`
-	Upload  obs.PlanSummary  `json:"upload"`
-	Image   *planImage       `json:"image,omitempty"`
-	Details planPartsDetails `json:"parts"`
+	Source  convert.Info      `json:"source"`
+	Target  planTarget        `json:"target"`
+	Upload  *obs.PlanSummary  `json:"upload,omitempty"` // of RAW: a ZVHD2's length isn't known beforehand
+	Details *planPartsDetails `json:"parts,omitempty"`
+	Image   *planImage        `json:"image,omitempty"`
 
 	Warnings []string `json:"warnings,omitempty"`
 }
 
 type planTarget struct {
-	Bucket    string `json:"bucket"`
-	Key       string `json:"key"`
-	BitmapKey string `json:"bitmap_key"`
-	Layout    string `json:"bitmap_layout"`
-	Checked   bool   `json:"checked"` // the clouds were asked
+	Bucket    string          `json:"bucket"`
+	Key       string          `json:"key"`
+	Format    pipeline.Format `json:"format"`
+	Reason    string          `json:"format_reason"`
+	BitmapKey string          `json:"bitmap_key,omitempty"`
+	Layout    string          `json:"bitmap_layout,omitempty"`
+	MaxSize   int64           `json:"max_size"` // bytes that the object has at most
+	Checked   bool            `json:"checked"`  // the clouds were asked
 }
 
 type planPartsDetails struct {
@@ -47,15 +50,22 @@ func (a *app) printPlan(p *pipeline.Plan) error {
 	r := planReport{
 		Source: p.Disk.Info(),
 		Target: planTarget{
-			Bucket:    p.Request.Bucket,
-			Key:       p.Request.Key,
-			BitmapKey: pipeline.BitmapKey(p.Request.Key),
-			Layout:    p.Layout.Name,
-			Checked:   !p.Request.Offline,
+			Bucket:  p.Request.Bucket,
+			Key:     p.Request.Key,
+			Format:  p.Format,
+			Reason:  p.Reason,
+			MaxSize: p.Disk.Size(),
+			Checked: !p.Request.Offline,
 		},
-		Upload:   p.Parts.Summary(),
-		Details:  planPartsDetails{PartSize: p.Parts.PartSize, BlockSize: p.Parts.BlockSize, Parallel: p.Parts.Workers},
 		Warnings: p.Warnings,
+	}
+	if p.Parts != nil {
+		r.Target.BitmapKey, r.Target.Layout = pipeline.BitmapKey(p.Request.Key), p.Layout.Name
+		summary := p.Parts.Summary()
+		r.Upload = &summary
+		r.Details = &planPartsDetails{PartSize: p.Parts.PartSize, BlockSize: p.Parts.BlockSize, Parallel: p.Parts.Workers}
+	} else {
+		r.Target.MaxSize = convert.MaxZVHD2Size(r.Source.MappedSize)
 	}
 	if img := p.Request.Image; img.Name != "" {
 		r.Image = &planImage{Name: img.Name, OSVersion: img.OSVersion, Type: img.Type, MinDisk: img.MinDisk}
@@ -68,12 +78,19 @@ func (a *app) printPlan(p *pipeline.Plan) error {
 		{"source", fmt.Sprintf("%s (%s)", r.Source.Path, first(r.Source.Variant, r.Source.Format))},
 		{"virtual size", size(r.Source.VirtualSize)},
 		{"object", fmt.Sprintf("obs://%s/%s", r.Target.Bucket, r.Target.Key)},
-		{"bitmap", fmt.Sprintf("obs://%s/%s (layout %s)", r.Target.Bucket, r.Target.BitmapKey, r.Target.Layout)},
-		{"to send", fmt.Sprintf("at most %s in %d parts of up to %s, %d at a time", size(r.Upload.BytesToSend), r.Upload.SendParts,
-			size(r.Details.PartSize), r.Details.Parallel)},
-		{"to copy", fmt.Sprintf("%s in %d parts, zeros made on the server", size(r.Upload.BytesToCopy), r.Upload.CopyParts)},
-		{"requests", fmt.Sprintf("about %d", r.Upload.Requests)},
-		{"memory", fmt.Sprintf("%s in part buffers", size(r.Upload.Memory))},
+		{"format", fmt.Sprintf("%s: %s", r.Target.Format, r.Target.Reason)},
+	}
+	if u := r.Upload; u != nil {
+		fields = append(fields,
+			field{"bitmap", fmt.Sprintf("obs://%s/%s (layout %s)", r.Target.Bucket, r.Target.BitmapKey, r.Target.Layout)},
+			field{"to send", fmt.Sprintf("at most %s in %d parts of up to %s, %d at a time", size(u.BytesToSend), u.SendParts,
+				size(r.Details.PartSize), r.Details.Parallel)},
+			field{"to copy", fmt.Sprintf("%s in %d parts, zeros made on the server", size(u.BytesToCopy), u.CopyParts)},
+			field{"requests", fmt.Sprintf("about %d", u.Requests)},
+			field{"memory", fmt.Sprintf("%s in part buffers", size(u.Memory))},
+		)
+	} else {
+		fields = append(fields, field{"to send", fmt.Sprintf("what the data compresses to, at most %s", size(r.Target.MaxSize))})
 	}
 	if r.Image != nil {
 		fields = append(fields, field{"image", r.Image.Name}, field{"os version", r.Image.OSVersion}, field{"min disk", fmt.Sprintf("%d GB", r.Image.MinDisk)})

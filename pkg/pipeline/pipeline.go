@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/imsprep/imsprep/bitmap"
 	"github.com/imsprep/imsprep/convert"
@@ -79,14 +80,12 @@ type Importer struct {
 	Events func(Event)
 }
 
-// obsExtents shows a disk's extents in the words of the uploader, afresh at each call.
-func obsExtents(ctx context.Context, d *convert.Disk) func() iter.Seq2[obs.Extent, error] {
-	return func() iter.Seq2[obs.Extent, error] {
-		return func(yield func(obs.Extent, error) bool) {
-			for e, err := range convert.Extents(ctx, d) {
-				if !yield(obs.Extent{Start: e.Start, Length: e.Length, Zero: e.Zero}, err) || err != nil {
-					return
-				}
+// obsExtents shows a disk's extents in the words of the uploader.
+func obsExtents(ctx context.Context, d *convert.Disk) iter.Seq2[obs.Extent, error] {
+	return func(yield func(obs.Extent, error) bool) {
+		for e, err := range convert.Extents(ctx, d) {
+			if !yield(obs.Extent{Start: e.Start, Length: e.Length, Zero: e.Zero}, err) || err != nil {
+				return
 			}
 		}
 	}
@@ -112,28 +111,45 @@ func (e *CheckError) Error() string {
 
 func (e *CheckError) Unwrap() error { return e.Err }
 
-// bitmapLayout finds the layout a request names and says whether it may be used.
-func bitmapLayout(name string, confirmed []string, acceptUnconfirmed bool) (bitmap.Layout, error) {
+// Format is what a disk is uploaded as.
+type Format string
+
+const (
+	FormatAuto  Format = "auto"  // RAW where its bitmap's layout is confirmed, else ZVHD2
+	FormatRAW   Format = "raw"   // with a bitmap beside it
+	FormatZVHD2 Format = "zvhd2" // compressed; carries its bitmap itself
+)
+
+// Ext is the ending of an object's key, by which the service tells the format.
+func (f Format) Ext() string { return "." + string(f) }
+
+// chooseFormat says what a request is uploaded as, and why; layout is the bitmap's when that is RAW.
+func chooseFormat(r *Request) (f Format, why string, layout bitmap.Layout, err error) {
+	name := r.Layout
 	if name == "" {
 		name = bitmap.DefaultLayout
 	}
-	l, err := bitmap.Lookup(name)
-	if err != nil {
-		return bitmap.Layout{}, err
+	if layout, err = bitmap.Lookup(name); err != nil {
+		return "", "", layout, err
 	}
-	for _, c := range confirmed {
-		if c == name {
-			return l, nil
+	confirmed := slices.Contains(r.ConfirmedLayouts, name)
+	switch {
+	case r.Format == FormatZVHD2:
+		return FormatZVHD2, "asked for", layout, nil
+	case confirmed && r.Format == FormatRAW:
+		return FormatRAW, "asked for", layout, nil
+	case confirmed:
+		return FormatRAW, fmt.Sprintf("the bitmap layout %q is confirmed for this cloud", name), layout, nil
+	case r.AcceptUnconfirmed:
+		return FormatRAW, fmt.Sprintf("the unconfirmed bitmap layout %q was accepted", name), layout, nil
+	case r.Format == FormatRAW:
+		return "", "", layout, &CheckError{
+			What: fmt.Sprintf("the bitmap layout %q isn't confirmed for this cloud: what its own tool writes into "+
+				"a .mf is not public, and a wrong bitmap that is accepted may mean a damaged disk", name),
+			Remedy: "Import as ZVHD2, which needs no bitmap (--format zvhd2); or confirm the layout: make a pair with the\n" +
+				"  vendor's CreateMF.jar on a small RAW, compare with `imsprep bitmap verify RAW REF.mf --layout " + name + "`, and if\n" +
+				"  they are equal set IMSPREP_CONFIRMED_BITMAP=" + name + "; or take the risk once with --accept-unconfirmed-bitmap.",
 		}
 	}
-	if acceptUnconfirmed {
-		return l, nil
-	}
-	return bitmap.Layout{}, &CheckError{
-		What: fmt.Sprintf("the bitmap layout %q isn't confirmed for this cloud: what its own tool writes into "+
-			"a .mf is not public, and a wrong bitmap that is accepted may mean a damaged disk", name),
-		Remedy: "Confirm it: make a pair with the vendor's CreateMF.jar on a small RAW, compare with\n" +
-			"  `imsprep bitmap verify RAW REF.mf --layout " + name + "`, and if they are equal set\n" +
-			"  IMSPREP_CONFIRMED_BITMAP=" + name + "; or take the risk once with --accept-unconfirmed-bitmap.",
-	}
+	return FormatZVHD2, fmt.Sprintf("the bitmap layout %q that RAW would need isn't confirmed for this cloud", name), layout, nil
 }

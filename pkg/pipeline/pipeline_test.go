@@ -155,11 +155,27 @@ func (c *cloud) run(ctx context.Context, r pipeline.Request) (*pipeline.Result, 
 // imageSHA256 is what the service says of the image it made.
 func (c *cloud) imageSHA256(t require, id string) string {
 	t.Helper()
+	return c.attribute(t, id, imstest.AttrContentSHA256)
+}
+
+func (c *cloud) attribute(t require, id, name string) string {
+	t.Helper()
 	img, err := c.IMS.Image(context.Background(), id)
 	if err != nil {
 		t.Fatalf("image: %v", err)
 	}
-	return fmt.Sprint(img.Attributes[imstest.AttrContentSHA256])
+	return fmt.Sprint(img.Attributes[name])
+}
+
+// sparseSum is the sparse hash of a disk in whole GiB, as ZVHD2 has it.
+func sparseSum(disk []byte) string {
+	h := imstest.NewSparseHash()
+	for i := 0; i < len(disk); i += imstest.SparseBlock {
+		block := make([]byte, imstest.SparseBlock)
+		copy(block, disk[i:])
+		h.Add(int64(i/imstest.SparseBlock), block)
+	}
+	return h.Sum((int64(len(disk)) + 1<<30 - 1) >> 30 << 30)
 }
 
 // empty wants nothing in the bucket, and that no request broke OBS's rules.
@@ -202,7 +218,8 @@ func sum(p []byte) string {
 func TestImportKeepsContent(t *testing.T) {
 	dir := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
-		c, stop := newCloud(t, obstest.Options{}, imstest.Options{})
+		// Whole disks are hashed as long as they are small: a ZVHD2's has at least 1 GiB.
+		c, stop := newCloud(t, obstest.Options{}, imstest.Options{HashLimit: 64 << 20})
 		defer stop()
 
 		const mib = 1 << 20
@@ -243,11 +260,16 @@ func TestImportKeepsContent(t *testing.T) {
 			c.store.Inject(obstest.Refuse(obstest.OpCopyPart, 501, "NotImplemented"))
 		}
 
+		r.Format = rapid.SampledFrom([]pipeline.Format{pipeline.FormatRAW, pipeline.FormatZVHD2}).Draw(t, "as")
 		res, err := c.run(context.Background(), r)
 		if err != nil {
 			t.Fatalf("import: %v", err)
 		}
-		if got := c.imageSHA256(t, res.ImageID); got != sum(disk) {
+		if r.Format == pipeline.FormatZVHD2 {
+			if got, want := c.attribute(t, res.ImageID, imstest.AttrContentSparse), sparseSum(disk); got != want {
+				t.Fatalf("the image's content is %s, the disk's is %s (sparse hashes)", got, want)
+			}
+		} else if got := c.imageSHA256(t, res.ImageID); got != sum(disk) {
 			t.Fatalf("the image's content is %s, the disk's is %s", got, sum(disk))
 		}
 		if res.Upload.VirtualSize != int64(n) || res.Status != "active" {
@@ -306,7 +328,8 @@ func TestChecksBeforeByteOne(t *testing.T) {
 		"operating system":      {change: func(r *pipeline.Request) { r.Image.OSVersion = "Ubuntu 22.04" }, want: osVersion},
 		"quota":                 {sim: imstest.Options{Quota: 1}, before: importOne, want: "quota"},
 		"name taken":            {before: importOne, change: func(r *pipeline.Request) { r.Image.Name = "first" }, want: `"first" exists`},
-		"unconfirmed layout":    {change: func(r *pipeline.Request) { r.ConfirmedLayouts = nil }, want: "isn't confirmed"},
+		"unconfirmed layout":    {change: func(r *pipeline.Request) { r.ConfirmedLayouts, r.Format = nil, pipeline.FormatRAW }, want: "isn't confirmed"},
+		"RAW's key for ZVHD2":   {change: func(r *pipeline.Request) { r.Key, r.Format = "disk.raw", pipeline.FormatZVHD2 }, want: ".zvhd2"},
 		"unknown layout":        {change: func(r *pipeline.Request) { r.Layout = "nonsense" }, want: "nonsense"},
 		"part size":             {change: func(r *pipeline.Request) { r.PartSize = 1 }, want: "part size"},
 		"object exists":         {before: putObject("disk.raw"), want: "disk.raw exists"},
@@ -560,6 +583,33 @@ func TestTagsLeaveNoRoomForTheMarker(t *testing.T) {
 	}
 }
 
+// TestAutoTakesZVHD2 where no bitmap layout is confirmed: it needs no bitmap.
+func TestAutoTakesZVHD2(t *testing.T) {
+	c := start(t, imstest.Options{HashLimit: 1})
+	disk := sparseDisk(30<<20, 3, 0, 21<<20)
+	r := c.request(writeFile(t, filepath.Join(t.TempDir(), "disk.raw"), disk))
+	r.ConfirmedLayouts = nil
+	p, err := c.Plan(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if p.Format != pipeline.FormatZVHD2 || !strings.Contains(p.Reason, "isn't confirmed") || p.Request.Key != "disk.zvhd2" {
+		t.Fatalf("format %s (%s), key %s", p.Format, p.Reason, p.Request.Key)
+	}
+	res, err := c.Run(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := c.attribute(t, res.ImageID, imstest.AttrContentSparse), sparseSum(disk); got != want {
+		t.Errorf("the image's content is %s, the disk's is %s (sparse hashes)", got, want)
+	}
+	if res.Upload.Bitmap != nil || res.Upload.ObjectSize >= int64(len(disk)) || res.Upload.BytesSent != res.Upload.ObjectSize {
+		t.Errorf("upload %+v", res.Upload)
+	}
+	c.empty(t)
+}
+
 func TestNames(t *testing.T) {
 	for source, want := range map[string]string{
 		"/disks/web 01.qcow2": "web-01.raw",
@@ -568,7 +618,7 @@ func TestNames(t *testing.T) {
 		"...":                 "disk.raw",
 		"disk":                "disk.raw",
 	} {
-		got := pipeline.DefaultKey(source)
+		got := pipeline.DefaultKey(source, pipeline.FormatRAW)
 		if got != want {
 			t.Errorf("DefaultKey(%q) = %q, want %q", source, got, want)
 		}

@@ -32,7 +32,10 @@ type Request struct {
 	Open   convert.OpenOptions // how to open it
 
 	Bucket string // where the object goes; same region as IMS
-	Key    string // the object's key, ending in .raw; "" makes one from the source's name
+	Key    string // the object's key, ending as the format wants; "" makes one from the source's name
+
+	Format           Format // "" is FormatAuto
+	CompressionLevel int    // of ZVHD2, 0 = its default
 
 	// Image says what the image is to be. ImageURL and MarkerTag are filled in by the plan; a
 	// MinDisk of 0 becomes the smallest that fits.
@@ -64,8 +67,10 @@ type Request struct {
 type Plan struct {
 	Request Request
 	Disk    *convert.Disk
-	Parts   *obs.Plan
-	Layout  bitmap.Layout
+	Format  Format        // FormatRAW or FormatZVHD2
+	Reason  string        // why that format
+	Parts   *obs.Plan     // of RAW; nil for ZVHD2, whose length isn't known beforehand
+	Layout  bitmap.Layout // of RAW's bitmap
 	RunID   string
 	// Warnings are things to know that stop nothing.
 	Warnings []string
@@ -74,13 +79,21 @@ type Plan struct {
 // Close closes the disk.
 func (p *Plan) Close() error { return p.Disk.Close() }
 
+// keys are the objects that the plan makes.
+func (p *Plan) keys() []string {
+	if p.Format == FormatRAW {
+		return []string{p.Request.Key, BitmapKey(p.Request.Key)}
+	}
+	return []string{p.Request.Key}
+}
+
 // BitmapKey is where the bitmap of an object goes: the same folder and base name, with .mf (IMS user
 // guide, importing with a bitmap file).
 func BitmapKey(key string) string { return strings.TrimSuffix(key, path.Ext(key)) + ".mf" }
 
 // DefaultKey makes an object key from a source's name: its base name with what a key can't hold
-// replaced, ending in .raw.
-func DefaultKey(source string) string {
+// replaced, with the format's ending.
+func DefaultKey(source string, f Format) string {
 	base := filepath.Base(source)
 	base = strings.TrimSuffix(base, filepath.Ext(base))
 	base = strings.Map(func(r rune) rune {
@@ -93,7 +106,7 @@ func DefaultKey(source string) string {
 	if base = strings.Trim(base, "-."); base == "" {
 		base = "disk"
 	}
-	return base + ".raw"
+	return base + f.Ext()
 }
 
 // Plan opens the disk, plans the upload and checks everything that can be checked before a byte
@@ -124,8 +137,12 @@ func (i *Importer) PlanUpload(ctx context.Context, r Request) (*Plan, error) {
 }
 
 func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err error) {
+	format, why, layout, err := chooseFormat(&r)
+	if err != nil {
+		return nil, err
+	}
 	if r.Key == "" {
-		r.Key = DefaultKey(r.Source)
+		r.Key = DefaultKey(r.Source, format)
 	}
 	if err := obs.ValidateBucket(r.Bucket, false); err != nil {
 		return nil, err
@@ -133,15 +150,11 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 	if err := obs.ValidateKey(r.Key); err != nil {
 		return nil, err
 	}
-	if path.Ext(r.Key) != ".raw" {
+	if path.Ext(r.Key) != format.Ext() {
 		return nil, &CheckError{
-			What:   fmt.Sprintf("the object's key %q doesn't end in .raw", r.Key),
-			Remedy: "The service tells a RAW object by its name: choose a key that ends in .raw.",
+			What:   fmt.Sprintf("the object's key %q doesn't end in %s", r.Key, format.Ext()),
+			Remedy: "The service tells an object's format by its name: choose a key that ends so, or another --format.",
 		}
-	}
-	layout, err := bitmapLayout(r.Layout, r.ConfirmedLayouts, r.AcceptUnconfirmed || r.Offline)
-	if err != nil {
-		return nil, err
 	}
 	disk, err := convert.Open(ctx, r.Source, r.Open)
 	if err != nil {
@@ -152,16 +165,18 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 			err = errors.Join(err, disk.Close())
 		}
 	}()
-	parts, err := obs.NewPlan(disk.Size(), obsExtents(ctx, disk)(), obs.PlanOptions{
-		BlockSize: layout.BlockSize,
-		PartSize:  r.PartSize,
-		Workers:   r.Workers,
-		ZeroCopy:  r.ZeroCopy,
-	})
-	if err != nil {
-		return nil, err
+	p := &Plan{Request: r, Disk: disk, Format: format, Reason: why, Layout: layout, RunID: newRunID()}
+	if format == FormatRAW {
+		p.Parts, err = obs.NewPlan(disk.Size(), obsExtents(ctx, disk), obs.PlanOptions{
+			BlockSize: layout.BlockSize,
+			PartSize:  r.PartSize,
+			Workers:   r.Workers,
+			ZeroCopy:  r.ZeroCopy,
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
-	p := &Plan{Request: r, Disk: disk, Parts: parts, Layout: layout, RunID: newRunID()}
 	p.Warnings = append(p.Warnings, disk.Info().Warnings...)
 	return p, nil
 }
@@ -210,7 +225,7 @@ func (i *Importer) checkObject(ctx context.Context, p *Plan) error {
 	if p.Request.Offline {
 		return nil
 	}
-	bucket, key := p.Request.Bucket, p.Request.Key
+	bucket := p.Request.Bucket
 	info, err := i.OBS.CheckBucket(ctx, bucket)
 	if err != nil {
 		return err
@@ -235,7 +250,7 @@ func (i *Importer) checkObject(ctx context.Context, p *Plan) error {
 	if p.Request.Overwrite {
 		return nil
 	}
-	for _, k := range []string{key, BitmapKey(key)} {
+	for _, k := range p.keys() {
 		_, err := i.OBS.Stat(ctx, bucket, k)
 		var oe *obs.Error
 		switch {

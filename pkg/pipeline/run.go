@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/imsprep/imsprep/bitmap"
@@ -23,9 +25,11 @@ const cleanupLimit = 1500 * time.Millisecond
 type UploadResult struct {
 	Bucket string `json:"bucket"`
 	Key    string `json:"key"`
+	Format Format `json:"format"`
 	ETag   string `json:"etag"`
 
-	VirtualSize int64 `json:"virtual_size"` // bytes; also the object's size
+	VirtualSize int64 `json:"virtual_size"` // bytes of the disk
+	ObjectSize  int64 `json:"object_size"`  // bytes; of RAW the same
 	DataBytes   int64 `json:"data_bytes"`   // bytes in blocks that aren't all zero
 	BytesRead   int64 `json:"bytes_read"`   // bytes of the disk read and decoded
 	BytesSent   int64 `json:"bytes_sent"`   // body bytes sent, with the zero object's and those of repeated parts
@@ -36,7 +40,9 @@ type UploadResult struct {
 	Requests    int `json:"requests"`
 	Retries     int `json:"retries"`
 
-	Bitmap BitmapResult `json:"bitmap"`
+	Bitmap *BitmapResult `json:"bitmap,omitempty"` // of RAW
+
+	blocks *bitmap.Map // what the bitmap says
 }
 
 // BitmapResult is the bitmap that stands beside the object.
@@ -84,7 +90,7 @@ type ObjectKeptError struct {
 }
 
 func (e *ObjectKeptError) Error() string {
-	return fmt.Sprintf("%v\n  the object was kept: obs://%s/%s (and its bitmap %s)", e.Err, e.Bucket, e.Key, BitmapKey(e.Key))
+	return fmt.Sprintf("%v\n  the object was kept: obs://%s/%s", e.Err, e.Bucket, e.Key)
 }
 func (e *ObjectKeptError) Unwrap() error { return e.Err }
 
@@ -161,31 +167,13 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 
 func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 	p := r.plan
-	blocks, err := bitmap.NewMap(p.Disk.Size(), p.Layout.BlockSize)
-	if err != nil {
-		return nil, err
+	send := r.sendRAW
+	if p.Format == FormatZVHD2 {
+		send = r.sendZVHD2
 	}
-	scanner := convert.NewScanner(p.Disk, blocks)
 	total := p.Disk.Size()
 	r.event(Event{Phase: PhaseUpload, State: StateStart, Unit: UnitBytes, Total: total})
-	res, err := r.OBS.Upload(ctx, obs.UploadOptions{
-		Bucket:      p.Request.Bucket,
-		Key:         p.Request.Key,
-		Plan:        p.Parts,
-		Source:      scanner,
-		ZeroCopy:    p.Request.ZeroCopy,
-		ContentType: "application/octet-stream",
-		RunID:       p.RunID,
-		// The source is looked at once more before its copy becomes an object.
-		BeforeComplete: func(context.Context) error { return p.Disk.CheckUnchanged() },
-		CleanupTimeout: cleanupLimit,
-		Progress: func(e obs.UploadEvent) {
-			if e.Note != "" {
-				r.event(Event{Phase: PhaseUpload, State: StateWarning, Note: e.Note})
-			}
-			r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: e.Done, Total: total, Sent: e.Sent, Copied: e.Copied})
-		},
-	})
+	res, err := send(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, &InterruptedError{Phase: PhaseUpload, Err: ctx.Err(),
@@ -194,39 +182,122 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 		return nil, err
 	}
 	r.event(Event{Phase: PhaseUpload, State: StateDone, Unit: UnitBytes, Done: total, Total: total, Sent: res.BytesSent, Copied: res.BytesCopied})
+	if res.blocks != nil {
+		if err := r.putBitmap(ctx, res); err != nil {
+			return nil, r.abandon(ctx, PhaseBitmap, err)
+		}
+	}
+	return res, nil
+}
 
-	r.event(Event{Phase: PhaseBitmap, State: StateStart})
-	key := BitmapKey(p.Request.Key)
-	mf, err := p.Layout.Encode(blocks)
-	if err == nil {
-		err = r.OBS.PutSmall(ctx, p.Request.Bucket, key, mf, nil)
-	}
-	if err != nil {
-		return nil, r.abandon(ctx, PhaseBitmap, err)
-	}
-	r.event(Event{Phase: PhaseBitmap, State: StateDone})
-	stats := scanner.Stats()
+// result begins the account of an upload.
+func (r *run) result(up *obs.UploadResult, stats convert.ScanStats) *UploadResult {
 	return &UploadResult{
-		Bucket:      p.Request.Bucket,
-		Key:         p.Request.Key,
-		ETag:        res.ETag,
-		VirtualSize: total,
+		Bucket:      r.plan.Request.Bucket,
+		Key:         r.plan.Request.Key,
+		Format:      r.plan.Format,
+		ETag:        up.ETag,
+		VirtualSize: r.plan.Disk.Size(),
+		ObjectSize:  up.Size,
 		DataBytes:   stats.DataBytes,
 		BytesRead:   stats.BytesRead,
-		BytesSent:   res.BytesSent,
-		BytesCopied: res.BytesCopied,
-		PartsSent:   res.PartsSent,
-		PartsCopied: res.PartsCopied,
-		Requests:    res.Requests,
-		Retries:     res.Retries,
-		Bitmap: BitmapResult{
-			Key:        key,
-			Layout:     p.Layout.Name,
-			BlockSize:  blocks.BlockSize(),
-			Blocks:     blocks.Blocks(),
-			DataBlocks: blocks.Count(),
+		BytesSent:   up.BytesSent,
+		BytesCopied: up.BytesCopied,
+		PartsSent:   up.PartsSent,
+		PartsCopied: up.PartsCopied,
+		Requests:    up.Requests,
+		Retries:     up.Retries,
+	}
+}
+
+// sendRAW sends the disk's bytes where they belong and copies zeros on the server.
+func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
+	p := r.plan
+	blocks, err := bitmap.NewMap(p.Disk.Size(), p.Layout.BlockSize)
+	if err != nil {
+		return nil, err
+	}
+	scanner := convert.NewScanner(p.Disk, blocks)
+	up, err := r.OBS.Upload(ctx, obs.UploadOptions{
+		Bucket:         p.Request.Bucket,
+		Key:            p.Request.Key,
+		Plan:           p.Parts,
+		Source:         scanner,
+		ZeroCopy:       p.Request.ZeroCopy,
+		RunID:          p.RunID,
+		BeforeComplete: r.unchanged,
+		CleanupTimeout: cleanupLimit,
+		Progress: func(e obs.UploadEvent) {
+			r.note(e.Note)
+			r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: e.Done, Total: e.Total, Sent: e.Sent, Copied: e.Copied})
 		},
-	}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	res := r.result(up, scanner.Stats())
+	res.blocks = blocks
+	return res, nil
+}
+
+// sendZVHD2 compresses the disk on its way: no local copy, parts are cut as blocks are finished.
+func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
+	p := r.plan
+	var stats convert.ScanStats
+	var done atomic.Int64
+	total := p.Disk.Size()
+	up, err := r.OBS.UploadStream(ctx, obs.StreamOptions{
+		Bucket:         p.Request.Bucket,
+		Key:            p.Request.Key,
+		MaxSize:        convert.MaxZVHD2Size(total),
+		Workers:        p.Request.Workers,
+		RunID:          p.RunID,
+		BeforeComplete: r.unchanged,
+		CleanupTimeout: cleanupLimit,
+		Progress:       func(e obs.UploadEvent) { r.note(e.Note) },
+	}, func(ctx context.Context, w io.Writer) (err error) {
+		o := convert.ZVHD2Options{Progress: func(n int64) {
+			r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: done.Add(n), Total: total})
+		}}
+		o.Writer.Level = p.Request.CompressionLevel
+		stats, err = convert.EncodeZVHD2(ctx, p.Disk, w, o)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r.result(up, stats), nil
+}
+
+// unchanged looks at the source once more before its copy becomes an object.
+func (r *run) unchanged(context.Context) error { return r.plan.Disk.CheckUnchanged() }
+
+func (r *run) note(s string) {
+	if s != "" {
+		r.event(Event{Phase: PhaseUpload, State: StateWarning, Note: s})
+	}
+}
+
+// putBitmap writes the bitmap beside a RAW object: the service finds it by its name.
+func (r *run) putBitmap(ctx context.Context, res *UploadResult) error {
+	r.event(Event{Phase: PhaseBitmap, State: StateStart})
+	layout, blocks, key := r.plan.Layout, res.blocks, BitmapKey(r.plan.Request.Key)
+	mf, err := layout.Encode(blocks)
+	if err != nil {
+		return err
+	}
+	if err := r.OBS.PutSmall(ctx, r.plan.Request.Bucket, key, mf, nil); err != nil {
+		return err
+	}
+	r.event(Event{Phase: PhaseBitmap, State: StateDone})
+	res.Bitmap = &BitmapResult{
+		Key:        key,
+		Layout:     layout.Name,
+		BlockSize:  blocks.BlockSize(),
+		Blocks:     blocks.Blocks(),
+		DataBlocks: blocks.Count(),
+	}
+	return nil
 }
 
 func (r *run) submit(ctx context.Context) (*ims.Submitted, error) {
@@ -316,7 +387,7 @@ func (r *run) abandon(ctx context.Context, phase Phase, err error) error {
 // deleteObjects deletes the object and its bitmap; one that isn't there is fine.
 func (r *run) deleteObjects(ctx context.Context) error {
 	var errs []error
-	for _, key := range []string{r.plan.Request.Key, BitmapKey(r.plan.Request.Key)} {
+	for _, key := range r.plan.keys() {
 		err := r.OBS.Delete(ctx, r.plan.Request.Bucket, key)
 		var oe *obs.Error
 		if err != nil && (!errors.As(err, &oe) || oe.Kind != obs.KindNotFound) {

@@ -24,7 +24,7 @@ func BenchmarkRebuild(b *testing.B) {
 			}
 			b.SetBytes(size)
 			for b.Loop() {
-				if _, err := rebuild(b.Context(), &bigObjects{size: size}, m, c.limit, func(float64) error { return nil }); err != nil {
+				if _, err := rebuild(b.Context(), rawDisk(&bigObjects{size: size}, m), c.limit, func(float64) error { return nil }); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 
 	"github.com/imsprep/imsprep/bitmap"
+	"github.com/imsprep/imsprep/convert"
 )
 
 // Attributes of an image that only the simulator has: what the disk is that a
@@ -83,14 +84,64 @@ func (s *Server) readContent(ctx context.Context, spec *importSpec, progress fun
 		return nil, jobErrorf("IMG.0057", "%s: %s", spec.key, reason(err))
 	}
 	defer obj.Close()
-	if spec.format != "raw" {
-		return readZVHD2(obj, spec, progress)
+	var d disk
+	if spec.format == "raw" {
+		d, err = s.openRAW(ctx, obj, spec)
+	} else {
+		d, err = openZVHD2(ctx, obj, spec)
 	}
-	m, err := s.readBitmap(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
-	return rebuild(ctx, obj, m, s.opt.HashLimit, progress)
+	return rebuild(ctx, d, s.opt.HashLimit, progress)
+}
+
+// disk is what an object holds, as lazy loading sees it: only blocks that are marked as data are read.
+type disk struct {
+	size int64 // bytes
+	// read fills p with the content at off and returns how many bytes of it are marked as data. With
+	// none, p is left as it is.
+	read func(off int64, p []byte) (marked int64, err error)
+}
+
+// openRAW opens a RAW object by the bitmap beside it.
+func (s *Server) openRAW(ctx context.Context, obj io.ReaderAt, spec *importSpec) (disk, error) {
+	m, err := s.readBitmap(ctx, spec)
+	if err != nil {
+		return disk{}, err
+	}
+	return disk{m.VirtualSize(), func(off int64, p []byte) (int64, error) { return readMarked(obj, m, off, p) }}, nil
+}
+
+// openZVHD2 opens a ZVHD2 object, whose index and bitmap say what is in it.
+func openZVHD2(ctx context.Context, obj io.ReaderAt, spec *importSpec) (disk, error) {
+	img, err := convert.OpenZVHD2(ctx, obj, spec.size)
+	if err != nil {
+		return disk{}, jobErrorf("IMG.0057", "%v", err)
+	}
+	size := img.Size()
+	if size > spec.minDisk*gib {
+		return disk{}, jobErrorf("IMG.0055", "the disk has %d bytes, min_disk is %d", size, spec.minDisk)
+	}
+	return disk{size, func(off int64, p []byte) (marked int64, err error) {
+		for at := off; at < off+int64(len(p)); {
+			e, err := img.Extent(at, off+int64(len(p))-at)
+			if err != nil {
+				return 0, jobErrorf("IMG.0057", "at %d: %v", at, err)
+			}
+			if !e.Zero {
+				marked += e.Length
+			}
+			at += e.Length
+		}
+		if marked == 0 {
+			return 0, nil
+		}
+		if n, err := img.ReadAt(p, off); n < len(p) {
+			return 0, jobErrorf("IMG.0057", "read %d bytes at %d: %v", len(p), off, err)
+		}
+		return marked, nil
+	}}, nil
 }
 
 func (s *Server) readBitmap(ctx context.Context, spec *importSpec) (*bitmap.Map, error) {
@@ -120,8 +171,8 @@ func (s *Server) readBitmap(ctx context.Context, spec *importSpec) (*bitmap.Map,
 
 // rebuild reads the blocks that are marked as data, and nothing else, and
 // hashes the disk that they make. Memory is one block of SparseBlock bytes.
-func rebuild(ctx context.Context, src io.ReaderAt, m *bitmap.Map, hashLimit int64, progress func(float64) error) (*content, error) {
-	size := m.VirtualSize()
+func rebuild(ctx context.Context, d disk, hashLimit int64, progress func(float64) error) (*content, error) {
+	size := d.size
 	c := &content{size: size}
 	var full hash.Hash
 	if hashLimit == 0 || size <= hashLimit {
@@ -138,7 +189,7 @@ func rebuild(ctx context.Context, src io.ReaderAt, m *bitmap.Map, hashLimit int6
 			return nil, err
 		}
 		p := buf[:min(SparseBlock, size-off)]
-		marked, err := readMarked(src, m, off, p)
+		marked, err := d.read(off, p)
 		if err != nil {
 			return nil, err
 		}
@@ -192,30 +243,6 @@ func readMarked(src io.ReaderAt, m *bitmap.Map, off int64, p []byte) (marked int
 		at = next
 	}
 	return marked, nil
-}
-
-// readZVHD2 looks at a ZVHD2 object as far as the simulator goes: the header
-// and the size of the disk in it.
-func readZVHD2(obj io.ReaderAt, spec *importSpec, progress func(float64) error) (*content, error) {
-	const footer = 4096
-	p := make([]byte, footer)
-	if spec.size < 3*footer {
-		return nil, jobErrorf("IMG.0057", "%d bytes are not a ZVHD2 image", spec.size)
-	}
-	if _, err := obj.ReadAt(p, spec.size-footer); err != nil && !errors.Is(err, io.EOF) {
-		return nil, jobErrorf("IMG.0057", "the footer cannot be read")
-	}
-	if !bytes.HasPrefix(p, []byte("z2strm")) {
-		return nil, jobErrorf("IMG.0057", "the object does not end with a ZVHD2 footer")
-	}
-	size := int64(binary.LittleEndian.Uint64(p[48:]))
-	if size <= 0 || size > spec.minDisk*gib {
-		return nil, jobErrorf("IMG.0055", "the disk has %d bytes, min_disk is %d", size, spec.minDisk)
-	}
-	if err := progress(1); err != nil {
-		return nil, err
-	}
-	return &content{size: size}, nil
 }
 
 // zeros is only ever read.

@@ -4,10 +4,15 @@ package imstest
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
+	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/imsprep/imsprep/bitmap"
+	"github.com/imsprep/imsprep/convert"
 )
 
 // TestWrongBitmap proves that the content is made of the marked blocks only.
@@ -72,7 +78,7 @@ func TestFailures(t *testing.T) {
 			f.objects.Put("bkt", "img/demo.mf", p, "")
 		}, "IMG.1075", "bitmap"},
 		{"told to", func(f *fixture) { f.server.SetFaults(Faults{FailJobs: "IMG.0057", FailReason: "because"}) }, "IMG.0057", "because"},
-		{"told to, documented reason", func(f *fixture) { f.server.SetFaults(Faults{FailJobs: "IMG.0072"}) }, "IMG.0072", "system error"},
+		{"told to, documented reason", func(f *fixture) { f.server.SetFaults(Faults{FailJobs: "IMG.0072"}) }, "IMG.0072", "not supported"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := newFixture(t, Options{})
@@ -243,7 +249,7 @@ func TestRebuild(t *testing.T) {
 			}
 		}
 		last := -1.0
-		c, err := rebuild(t.Context(), src, m, 0, func(p float64) error {
+		c, err := rebuild(t.Context(), rawDisk(src, m), 0, func(p float64) error {
 			if p < last || p > 1 {
 				t.Fatalf("progress from %v to %v", last, p)
 			}
@@ -266,22 +272,65 @@ func TestRebuild(t *testing.T) {
 	})
 }
 
+// TestZVHD2 rebuilds a file of the vendor's own writer.
 func TestZVHD2(t *testing.T) {
+	const golden = "../../../testdata/zvhd2/tiny.zvhd2.gz"
 	f := newFixture(t, Options{DuplicateNames: true})
-	image := make([]byte, 4*4096)
-	footer := image[3*4096:]
-	copy(footer, "z2strm")
-	binary.LittleEndian.PutUint64(footer[48:], 40*gib)
+	packed, err := os.Open(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packed.Close()
+	z, err := gzip.NewReader(packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
 	f.objects.Put("bkt", "demo.zvhd2", image, "")
 	im := f.image(f.wait(f.submit(body("image_url", "bkt:demo.zvhd2"))))
-	if im["status"] != statusActive || im[AttrContentSize] != "42949672960" {
+	// Size and sum are the vendor's reader's, from testdata/zvhd2/manifest.tsv.
+	if im["status"] != statusActive || im[AttrContentSize] != "1073741824" ||
+		im[AttrContentSHA256] != "3b338b7cf7f2fa57e224eb170a4b0004f462851adaada204d2f884ec9e8a2e6b" {
 		t.Errorf("image %v", im)
 	}
-	if job := f.wait(f.submit(body("image_url", "bkt:demo.zvhd2", "min_disk", 39))); job["error_code"] != "IMG.0055" {
-		t.Errorf("min_disk below the disk: %v", job)
+	broken := bytes.Clone(image)
+	broken[len(broken)-1000] ^= 0xff
+	broken[len(broken)-4096+100] ^= 0xff // the footer's checksum no longer holds
+	f.objects.Put("bkt", "demo.zvhd2", broken, "")
+	if job := f.wait(f.submit(body("image_url", "bkt:demo.zvhd2"))); job["error_code"] != "IMG.0057" {
+		t.Errorf("a broken footer: %v", job)
 	}
 	f.objects.Put("bkt", "demo.zvhd2", make([]byte, 4*4096), "")
 	if job := f.wait(f.submit(body("image_url", "bkt:demo.zvhd2"))); job["error_code"] != "IMG.0057" {
 		t.Errorf("not ZVHD2: %v", job)
 	}
+}
+
+// TestZVHD2LargerThanMinDisk: the size that counts is in whole GiB.
+func TestZVHD2LargerThanMinDisk(t *testing.T) {
+	f := newFixture(t, Options{})
+	raw := filepath.Join(t.TempDir(), "disk.raw")
+	if err := errors.Join(os.WriteFile(raw, nil, 0o600), os.Truncate(raw, 40*gib+512)); err != nil {
+		t.Fatal(err)
+	}
+	d, err := convert.Open(t.Context(), raw, convert.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var image bytes.Buffer
+	if _, err := convert.EncodeZVHD2(t.Context(), d, &image, convert.ZVHD2Options{}); err != nil {
+		t.Fatal(err)
+	}
+	f.objects.Put("bkt", "demo.zvhd2", image.Bytes(), "")
+	if job := f.wait(f.submit(body("image_url", "bkt:demo.zvhd2", "min_disk", 40))); job["error_code"] != "IMG.0055" {
+		t.Errorf("min_disk below the disk: %v", job)
+	}
+}
+
+func rawDisk(src io.ReaderAt, m *bitmap.Map) disk {
+	return disk{m.VirtualSize(), func(off int64, p []byte) (int64, error) { return readMarked(src, m, off, p) }}
 }
