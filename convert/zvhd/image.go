@@ -153,6 +153,9 @@ func (img *Image) block(k int) ([]byte, error) {
 	}
 	// If the block's own window is known, nobody waits for it: it can be decoded beside others.
 	if _, ok := img.window(k); ok {
+		if data, ok := img.blocks.Get(k); ok {
+			return data, nil // it was decoded just now
+		}
 		if window, ok := img.window(k - 1); ok {
 			return img.decodeAndKeep(k, window)
 		}
