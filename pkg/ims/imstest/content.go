@@ -84,6 +84,9 @@ func (s *Server) readContent(ctx context.Context, spec *importSpec, progress fun
 		return nil, jobErrorf("IMG.0057", "%s: %s", spec.key, reason(err))
 	}
 	defer obj.Close()
+	if !spec.quick {
+		return s.readConverted(ctx, obj, spec, progress)
+	}
 	var d disk
 	if spec.format == "raw" {
 		d, err = s.openRAW(ctx, obj, spec)

@@ -51,7 +51,7 @@ func (s *Server) authenticate(r *http.Request, need access) error {
 	if _, err := verifySignature(r, now, s.Account); err != nil {
 		return err
 	}
-	if id := r.Header.Get("X-Project-Id"); need == project && id != "" && id != s.opt.ProjectID {
+	if id := r.Header.Get("X-Project-Id"); need == project && id != "" && id != s.opt.ProjectID && !s.isPartner(id) {
 		return gatewayError(http.StatusForbidden, "APIGW.0302", "The IAM user is not allowed to access the API: project "+id+" is not the user's.")
 	}
 	return nil

@@ -35,6 +35,9 @@ type image struct {
 	created time.Time
 	updated time.Time
 	tags    []Tag
+	making  bool     // a job makes it, or gives it its content
+	members []member // projects it is shared with
+	status  string   // of the caller's membership, in a copy made by seenBy
 }
 
 // str returns an attribute as text, as filters compare it.
@@ -76,11 +79,13 @@ func (s *Server) newImage(spec *importSpec, now time.Time) *image {
 		env = "DataImage"
 	case spec.baremetal:
 		env = "Ironic"
+	case spec.iso:
+		env = "IsoImage"
 	}
-	im := &image{created: now, updated: now, tags: spec.tags, attrs: map[string]any{
-		"id": id, "name": spec.name, "owner": s.opt.ProjectID, "status": statusQueued,
+	im := &image{created: now, updated: now, tags: spec.tags, making: true, attrs: map[string]any{
+		"id": id, "name": spec.name, "owner": spec.owner, "status": statusQueued,
 		"visibility": "private", "protected": false, "container_format": "bare",
-		"disk_format": "zvhd2", "min_disk": spec.minDisk, "min_ram": 0, "max_ram": "",
+		"disk_format": "zvhd2", "min_disk": spec.minDisk, "min_ram": spec.minRAM, "max_ram": spec.maxRAM,
 		"size": 0, "virtual_size": nil, "checksum": "",
 		"file": "/v2/images/" + id + "/file", "self": "/v2/images/" + id, "schema": "/v2/schemas/image",
 		"created_at": now.Format(imageTime), "updated_at": now.Format(imageTime),
@@ -89,7 +94,7 @@ func (s *Server) newImage(spec *importSpec, now time.Time) *image {
 		"__root_origin": "file", "__originalimagename": "", "__lazyloading": "true",
 		"__os_type": spec.osType, "__description": spec.description,
 		"__data_origin": "file," + spec.bucket + ":" + spec.key, "__account_code": "",
-		"__system__cmkid": "", "__support_kvm": "true", "__system_support_market": true,
+		"__system__cmkid": spec.cmkID, "__support_kvm": "true", "__system_support_market": true,
 	}}
 	if !spec.dataDisk {
 		im.set("__os_version", spec.os.Version)
@@ -113,6 +118,7 @@ func (s *Server) newImage(spec *importSpec, now time.Time) *image {
 
 // activate makes the image usable with the content that was found.
 func (im *image) activate(c *content, now time.Time) {
+	im.making = false
 	im.set("status", statusActive)
 	im.set("active_at", now.Format(imageTime))
 	im.set("__image_location", "local:"+im.str("id"))
@@ -162,34 +168,43 @@ func (s *Server) find(id string) *image {
 
 // listImages is GET /v2/cloudimages.
 func (s *Server) listImages(w http.ResponseWriter, r *http.Request) error {
-	shown, err := s.selectImages(r.URL.Query())
+	shown, _, err := s.selectImages(s.callerOf(r), r.URL.Query(), defaultLimit)
 	if err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, map[string]any{"images": shown})
 }
 
-// selectImages returns the images that a list's query asks for.
-func (s *Server) selectImages(q url.Values) ([]map[string]any, error) {
+// selectImages returns the images that a list's query asks for, and whether
+// there are more than its limit.
+func (s *Server) selectImages(caller string, q url.Values, limit int) (shown []map[string]any, more bool, err error) {
 	match, err := imageFilter(q)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	limit := defaultLimit
 	if v := q.Get("limit"); v != "" {
 		if limit, err = strconv.Atoi(v); err != nil || limit < 0 {
-			return nil, imgError("IMG.0001", "limit is not a number")
+			return nil, false, imgError("IMG.0001", "limit is not a number")
 		}
 	}
 	order, err := imageOrder(q.Get("sort_key"), q.Get("sort_dir"))
 	if err != nil {
-		return nil, err
+		return nil, false, err
+	}
+	wanted := q.Get("member_status")
+	if !slices.Contains([]string{"", memberAccepted, memberRejected, memberPending}, wanted) {
+		return nil, false, imgError("IMG.0001", "member_status")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var found []*image
 	for _, im := range s.images {
-		if match(im) {
+		im := im.seenBy(caller)
+		if im == nil || !match(im) {
+			continue
+		}
+		// Images that were shared with the caller are there once it has accepted them, or on demand.
+		if im.str("__imagetype") != "shared" || im.status == or(wanted, memberAccepted) {
 			found = append(found, im)
 		}
 	}
@@ -197,15 +212,60 @@ func (s *Server) selectImages(q url.Values) ([]map[string]any, error) {
 	if marker := q.Get("marker"); marker != "" {
 		i := slices.IndexFunc(found, func(im *image) bool { return im.str("id") == marker })
 		if i < 0 {
-			return nil, imgError("IMG.0027", "marker")
+			return nil, false, imgError("IMG.0027", "marker")
 		}
 		found = found[i+1:]
 	}
-	shown := []map[string]any{}
+	shown = []map[string]any{}
 	for _, im := range found[:min(limit, len(found))] {
 		shown = append(shown, im.show())
 	}
-	return shown, nil
+	return shown, len(found) > limit, nil
+}
+
+// seenBy is the image as a project sees it: its owner's as it is, an image that
+// is shared with the project marked so; nil if the project cannot see it.
+func (im *image) seenBy(project string) *image {
+	if im.str("__imagetype") != "private" || im.str("owner") == project {
+		return im
+	}
+	i := slices.IndexFunc(im.members, func(m member) bool { return m.project == project })
+	if i < 0 {
+		return nil
+	}
+	seen := *im
+	seen.attrs = maps.Clone(im.attrs)
+	seen.status = im.members[i].status
+	seen.set("visibility", "shared")
+	seen.set("__imagetype", "shared")
+	return &seen
+}
+
+// callerOf is the project that a request speaks for.
+func (s *Server) callerOf(r *http.Request) string {
+	if id := r.Header.Get("X-Project-Id"); s.isPartner(id) && r.Header.Get("X-Auth-Token") == "" {
+		return id
+	}
+	return s.opt.ProjectID
+}
+
+func (s *Server) isPartner(id string) bool {
+	return slices.ContainsFunc(s.opt.Partners, func(p Project) bool { return p.ID == id })
+}
+
+// owned finds an image that the caller may change, or the error to answer; the
+// caller of this function holds the lock.
+func (s *Server) owned(r *http.Request, id string) (*image, error) {
+	im := s.find(id)
+	switch {
+	case im == nil || im.seenBy(s.callerOf(r)) == nil:
+		return nil, imgError("IMG.0027", "")
+	case im.str("__imagetype") != "private":
+		return nil, imgError("IMG.0083", "")
+	case im.str("owner") != s.callerOf(r):
+		return nil, imgError("IMG.0047", "")
+	}
+	return im, nil
 }
 
 // imageFilter makes a filter of a list's query. A parameter without a meaning
@@ -297,6 +357,9 @@ func imageOrder(key, dir string) (func(a, b *image) int, error) {
 func (s *Server) showImage(w http.ResponseWriter, r *http.Request) error {
 	s.mu.Lock()
 	im := s.find(r.PathValue("image"))
+	if im != nil {
+		im = im.seenBy(s.callerOf(r))
+	}
 	if im == nil {
 		s.mu.Unlock()
 		return nativeError(http.StatusNotFound, "No image found with ID "+r.PathValue("image"))
@@ -325,13 +388,15 @@ func (s *Server) deleteImage(w http.ResponseWriter, r *http.Request) error {
 	defer s.mu.Unlock()
 	im := s.find(id)
 	switch {
-	case im == nil:
+	case im == nil || im.seenBy(s.callerOf(r)) == nil:
 		return nativeError(http.StatusNotFound, "Failed to find image "+id+" to delete")
 	case im.str("__imagetype") != "private":
 		return imgError("IMG.0094", "")
+	case im.str("owner") != s.callerOf(r):
+		return imgError("IMG.0092", "")
 	case im.attrs["protected"] == true:
 		return imgError("IMG.0091", "")
-	case im.str("status") == statusQueued || im.str("status") == statusSaving:
+	case im.making:
 		return imgError("IMG.0090", "")
 	}
 	s.images = slices.DeleteFunc(s.images, func(x *image) bool { return x == im })
@@ -353,15 +418,18 @@ func (s *Server) updateImage(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	native := strings.HasPrefix(r.URL.Path, "/v2/images/")
+	if t, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); native != (t == jsonPatch) {
+		return imgError("IMG.0001", "the content type is "+t)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	im := s.find(r.PathValue("image"))
 	switch {
-	case im == nil && native:
+	case (im == nil || im.seenBy(s.callerOf(r)) == nil) && native:
 		return nativeError(http.StatusNotFound, "No image found with ID "+r.PathValue("image"))
-	case im == nil:
+	case im == nil || im.seenBy(s.callerOf(r)) == nil:
 		return imgError("IMG.0027", "")
-	case im.str("__imagetype") != "private":
+	case im.str("__imagetype") != "private" || im.str("owner") != s.callerOf(r):
 		return nativeError(http.StatusForbidden, "You are not permitted to modify this image.")
 	case im.str("status") != statusActive:
 		return imgError("IMG.0046", "its status is "+im.str("status"))
@@ -449,11 +517,11 @@ func (op patchOp) apply(attrs map[string]any) error {
 }
 
 // showQuota is GET /v1/cloudimages/quota.
-func (s *Server) showQuota(w http.ResponseWriter, _ *http.Request) error {
+func (s *Server) showQuota(w http.ResponseWriter, r *http.Request) error {
 	s.mu.Lock()
 	used := 0
 	for _, im := range s.images {
-		if im.str("__imagetype") == "private" && im.str("status") != statusKilled {
+		if im.str("__imagetype") == "private" && im.str("status") != statusKilled && im.str("owner") == s.callerOf(r) {
 			used++
 		}
 	}
@@ -474,9 +542,9 @@ func (s *Server) listVersions(w http.ResponseWriter, _ *http.Request) error {
 func (s *Server) showVersion(w http.ResponseWriter, r *http.Request) error {
 	switch v := r.PathValue("version"); v {
 	case "v1", "v1.1", "v2":
-		return writeJSON(w, http.StatusOK, map[string]any{"version": apiVersion(v, "SUPPORTED")})
+		return writeJSON(w, http.StatusOK, map[string]any{"versions": []any{apiVersion(v, "SUPPORTED")}})
 	case "v2.1":
-		return writeJSON(w, http.StatusOK, map[string]any{"version": apiVersion(v, "CURRENT")})
+		return writeJSON(w, http.StatusOK, map[string]any{"versions": []any{apiVersion(v, "CURRENT")}})
 	}
 	return errNoSuchAPI
 }

@@ -49,7 +49,7 @@ func TestList(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		list, err := s.selectImages(v)
+		list, _, err := s.selectImages(s.ProjectID(), v, defaultLimit)
 		if err != nil {
 			return err.Error()[:8]
 		}
@@ -234,7 +234,7 @@ func FuzzImageFilter(f *testing.F) {
 		if err != nil {
 			return
 		}
-		list, err := s.selectImages(q)
+		list, _, err := s.selectImages(s.ProjectID(), q, defaultLimit)
 		if err != nil {
 			code, _, _ := strings.Cut(err.Error(), " ")
 			if imgMessages[code] == "" {

@@ -24,6 +24,7 @@ const (
 	maxTagValue    = 43      // characters
 	maxMinDisk     = 1024    // GiB
 	maxQuickSize   = 1 << 40 // bytes of the object
+	maxCommonSize  = 128 << 30
 	gib            = 1 << 30
 )
 
@@ -55,7 +56,13 @@ type quickImportRequest struct {
 type importSpec struct {
 	name, description   string
 	bucket, key         string
-	format              string // raw or zvhd2
+	format              string // the key's ending
+	owner               string // the caller's project
+	jobType             string
+	quick, iso          bool
+	cmkID               string
+	minRAM              int
+	maxRAM              string // as it is shown: text, "" for none
 	size                int64  // of the object
 	minDisk             int64
 	dataDisk            bool
@@ -82,24 +89,27 @@ func (s *Server) quickImport(w http.ResponseWriter, r *http.Request) error {
 	if faultsOf(r).flowControl {
 		return imgError("IMG.0060", "")
 	}
+	spec.owner = s.callerOf(r)
 	if err := s.checkObject(r.Context(), spec); err != nil {
 		return err
 	}
-	id, err := s.submit(spec)
+	return s.accept(w, spec)
+}
+
+// accept starts the job of imports that were checked, and answers.
+func (s *Server) accept(w http.ResponseWriter, specs ...*importSpec) error {
+	id, err := s.submit(specs...)
 	if err != nil {
 		return err
 	}
 	if err := s.loseAnswer(w); err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, map[string]string{"job_id": id})
+	return writeJob(w, id)
 }
 
-// commonImport stands for the imports that convert the file. The simulator
-// has no converters yet, and says so with the service's own code for a call
-// that a region lacks.
-func (s *Server) commonImport(http.ResponseWriter, *http.Request) error {
-	return imgError("IMG.0105", "the simulator knows quick imports only")
+func writeJob(w http.ResponseWriter, id string) error {
+	return writeJSON(w, http.StatusOK, map[string]string{"job_id": id})
 }
 
 // checkQuickImport checks what the body says, without looking at the object.
@@ -120,13 +130,14 @@ func (s *Server) checkQuickImport(q *quickImportRequest) (*importSpec, error) {
 	spec := &importSpec{
 		name: *q.Name, description: q.Description, tags: tags,
 		licenseType: q.LicenseType, enterpriseProjectID: or(q.EnterpriseProjectID, "0"),
+		owner: s.opt.ProjectID, quick: true, jobType: jobImport,
 	}
 	switch q.Type {
 	case "", "ECS":
 	case "BMS":
 		spec.baremetal = true
 	case "DataImage":
-		spec.dataDisk = true
+		spec.dataDisk, spec.jobType = true, jobImportData
 	default:
 		return nil, imgError("IMG.0024", fmt.Sprintf("%q is none of ECS, BMS, DataImage", q.Type))
 	}
@@ -309,11 +320,11 @@ func (s *Server) checkObject(ctx context.Context, spec *importSpec) error {
 		return imgError("IMG.0057", "the storage class is "+class)
 	case size == 0:
 		return imgError("IMG.0057", "the object is empty")
-	case size > maxQuickSize:
+	case size > maxQuickSize || !spec.quick && size > maxCommonSize:
 		return imgError("IMG.0059", "")
 	}
 	spec.size = size
-	if spec.format != "raw" {
+	if spec.format != "raw" || !spec.quick {
 		return nil
 	}
 	if needs := (size + gib - 1) / gib; needs > spec.minDisk {

@@ -66,6 +66,18 @@ func (m *MemoryObjects) Put(bucket, key string, data []byte, class string) {
 	m.buckets[bucket].objects[key] = memoryObject{data, class}
 }
 
+// WriteObject implements [ObjectWriter].
+func (m *MemoryObjects) WriteObject(_ context.Context, bucket, key string, data []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b := m.buckets[bucket]
+	if b == nil {
+		return &fs.PathError{Op: "create", Path: bucket, Err: fs.ErrNotExist}
+	}
+	b.objects[key] = memoryObject{data: data}
+	return nil
+}
+
 // Delete removes an object.
 func (m *MemoryObjects) Delete(bucket, key string) {
 	m.mu.Lock()

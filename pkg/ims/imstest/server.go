@@ -77,6 +77,12 @@ type Options struct {
 	DomainID  string // of the account; a random one
 	// MoreProjects are listed by IAM beside the region's own and OBS's MOS.
 	MoreProjects []Project
+	// Partners are projects of other tenants of the region, which images can be
+	// shared with. A signed request with the X-Project-Id of one speaks for it:
+	// in the simulator every account may.
+	Partners []Project
+	// OtherRegions are where images can be copied to; one named local-2 if nil.
+	OtherRegions []string
 	Accounts     []Account
 	Users        []User
 
@@ -95,6 +101,9 @@ type Options struct {
 	// computed (a terabyte takes ten minutes, zeros or not); zero: no limit.
 	// AttrContentSparse is computed in any case.
 	HashLimit int64
+	// TempDir is where a disk is kept while it is converted; the system's place
+	// for temporary files if empty. A disk needs as much room as its data.
+	TempDir string
 
 	Now    func() time.Time // time.Now
 	Faults Faults
@@ -104,6 +113,7 @@ type Options struct {
 type Server struct {
 	opt    Options
 	mux    *http.ServeMux
+	tenant *http.ServeMux // the calls below /v2/{project_id}, which would be in the others' way
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -117,6 +127,7 @@ type Server struct {
 	accounts map[string]Account
 	failures map[string]int // consecutive wrong passwords by user
 	projects []Project
+	exports  map[string]bool // objects that exports have made, as BUCKET:KEY
 }
 
 // New returns a server, or panics when Options.Objects is missing or
@@ -147,6 +158,9 @@ func New(o Options) *Server {
 	if o.MaxTasks == 0 {
 		o.MaxTasks = DefaultMaxTasks
 	}
+	if o.OtherRegions == nil {
+		o.OtherRegions = []string{"local-2"}
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -158,6 +172,8 @@ func New(o Options) *Server {
 		tokens:   map[string]*token{},
 		accounts: map[string]Account{},
 		failures: map[string]int{},
+		exports:  map[string]bool{},
+		tenant:   http.NewServeMux(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for _, a := range o.Accounts {
@@ -229,8 +245,40 @@ func (s *Server) routes() {
 		{"POST /v2.1/cloudimages/quickimport/action", project, s.quickImport},
 		{"POST /v2/cloudimages/action", project, s.commonImport},
 		{"POST /v2.1/cloudimages/action", project, s.commonImport},
-		{"POST /v1/cloudimages/dataimages/action", project, s.commonImport},
-		{"POST /v2.1/cloudimages/dataimages/action", project, s.commonImport},
+		{"POST /v1/cloudimages/dataimages/action", project, s.importDataDisk},
+		{"POST /v2.1/cloudimages/dataimages/action", project, s.importDataDisk},
+		{"POST /v1/cloudimages/wholeimages/action", project, s.createWholeImage},
+
+		{"POST /v2/images", project, s.createImage},
+		{"PUT /v2/images/{image}/file", project, s.uploadFile},
+		{"PUT /v1/cloudimages/{image}/upload", project, s.registerImage},
+
+		{"POST /v1/cloudimages/{image}/file", project, s.exportImage},
+		{"POST /v2.1/cloudimages/{image}/file", project, s.exportImage},
+		{"POST /v1/cloudimages/{image}/copy", project, s.copyImage},
+		{"POST /v2.1/cloudimages/{image}/copy", project, s.copyImage},
+		{"POST /v1/cloudimages/{image}/cross_region_copy", project, s.copyToRegion},
+
+		{"POST /v1/cloudimages/members", project, s.addMembers},
+		{"PUT /v1/cloudimages/members", project, s.answerMembers},
+		{"DELETE /v1/cloudimages/members", project, s.deleteMembers},
+		{"GET /v1/{project}/cloudimages/{image}/members", project, s.listMembers},
+		{"GET /v1/{project}/cloudimages/{image}/members/{member}", project, s.showMember},
+		{"GET /v2/images/{image}/members", project, s.listMembers},
+		{"POST /v2/images/{image}/members", project, s.addMember},
+		{"GET /v2/images/{image}/members/{member}", project, s.showMember},
+		{"PUT /v2/images/{image}/members/{member}", project, s.updateMember},
+		{"DELETE /v2/images/{image}/members/{member}", project, s.deleteMember},
+
+		{"PUT /v1/cloudimages/tags", project, s.setTag},
+		{"GET /v1/cloudimages/tags", project, s.listTags},
+		{"DELETE /v1/{project}/cloudimages/{image}/tags/delete", project, s.deleteTagsV1},
+		{"PUT /v2/images/{image}/tags/{tag}", project, s.addNativeTag},
+		{"DELETE /v2/images/{image}/tags/{tag}", project, s.deleteNativeTag},
+
+		{"GET /v2/images", project, s.listNativeImages},
+		{"GET /v1.1/images/detail", project, s.listDetails},
+		{"GET /v2/schemas/{schema}", project, s.showSchema},
 
 		{"GET /v1/cloudimages/job/{job}", project, s.jobProgress},
 		{"GET /v1/{project}/jobs/{job}", project, s.jobStatus},
@@ -245,6 +293,32 @@ func (s *Server) routes() {
 	} {
 		s.mux.Handle(r.pattern, s.serve(r.access, r.handler))
 	}
+	for pattern, h := range map[string]handler{
+		"GET /v2/{project}/images/tags":                       s.listProjectTags,
+		"POST /v2/{project}/images/resource_instances/action": s.findByTags,
+		"GET /v2/{project}/images/{image}/tags":               s.listImageTags,
+		"POST /v2/{project}/images/{image}/tags":              s.addTag,
+		"POST /v2/{project}/images/{image}/tags/action":       s.changeTags,
+		"DELETE /v2/{project}/images/{image}/tags/{key}":      s.deleteTag,
+	} {
+		s.tenant.Handle(pattern, s.serve(project, func(w http.ResponseWriter, r *http.Request) error {
+			if r.PathValue("project") != s.callerOf(r) {
+				return imgError("IMG.0067", "")
+			}
+			return h(w, r)
+		}))
+	}
+}
+
+// muxFor is the mux that knows a path.
+func (s *Server) muxFor(path string) *http.ServeMux {
+	if rest, ok := strings.CutPrefix(path, "/v2/"); ok {
+		first, more, _ := strings.Cut(rest, "/")
+		if strings.HasPrefix(more, "images/") && first != "images" && first != "cloudimages" {
+			return s.tenant
+		}
+	}
+	return s.mux
 }
 
 // ServeHTTP answers a request to IMS or IAM.
@@ -264,12 +338,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// The mux would redirect an unclean path; the gateway knows no such path.
-	_, pattern := s.mux.Handler(r)
+	mux := s.muxFor(r.URL.Path)
+	_, pattern := mux.Handler(r)
 	if pattern == "" || path.Clean(r.URL.Path) != r.URL.Path {
 		writeError(w, errNoSuchAPI)
 		return
 	}
-	s.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), faultKey{}, f)))
+	mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), faultKey{}, f)))
 }
 
 func (s *Server) isClosed() bool {
@@ -334,10 +409,13 @@ func decodeStrict(p []byte, v any) error {
 	return nil
 }
 
+// jsonPatch is the content type of native updates.
+const jsonPatch = "application/openstack-images-v2.1-json-patch"
+
 func isJSON(contentType string) bool {
 	t, _, _ := strings.Cut(contentType, ";")
 	t = strings.ToLower(strings.TrimSpace(t))
-	return t == "application/json" || t == "application/openstack-images-v2.1-json-patch"
+	return t == "application/json" || t == jsonPatch
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {

@@ -478,7 +478,7 @@ func TestUnknownPaths(t *testing.T) {
 	if a := f.do("GET", "/v2", nil, unsigned); a.status != http.StatusOK {
 		t.Errorf("version: %d %s", a.status, a.raw)
 	}
-	if a := f.do("POST", "/v2/cloudimages/action", `{}`); a.code() != "IMG.0105" {
+	if a := f.do("POST", "/v2/cloudimages/action", `{}`); a.code() != "IMG.0013" {
 		t.Errorf("common import: %s", a.raw)
 	}
 }
