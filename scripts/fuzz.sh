@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Runs every fuzz target of both modules for a while. Targets are found by asking
+# Runs every fuzz target of all modules for a while. Targets are found by asking
 # the test binaries, so that a new one needs no entry here.
 #
 # usage: scripts/fuzz.sh [TIME]      TIME for each target (default: 10s)
@@ -17,7 +17,7 @@ fuzz() {
 }
 
 count=0
-for module in . cmd/localcloud; do
+for module in . cmd/localcloud pkg/ims/sdktest; do
 	cd "$module"
 	# "go test -list" prints the names of a package's targets, then a line about the package.
 	go test -list '^Fuzz' ./... >"$log" || { cat "$log" >&2; exit 1; }
