@@ -14,12 +14,12 @@ import (
 	"github.com/lima-vm/go-qcow2reader/image"
 )
 
-// writeFile has a file at path written by write, whole or not at all. The file gets its name when it is
+// WriteFile has a file at path written by write, whole or not at all. The file gets its name when it is
 // complete and on the disk; until then it has a temporary name in the same folder, and it is removed
 // after an error or when ctx ends. The source img and, unless overwrite is set, an existing file are
 // never replaced; that gives an error for which errors.Is(err, fs.ErrExist).
-func writeFile(ctx context.Context, img image.Image, path string, overwrite bool, write func(f *os.File) error) (err error) {
-	if err := checkTarget(img, path, overwrite); err != nil {
+func WriteFile(ctx context.Context, img image.Image, path string, overwrite bool, write func(f *os.File) error) (err error) {
+	if err := CheckTarget(img, path, overwrite); err != nil {
 		return err
 	}
 	f, err := createTemp(path)
@@ -53,8 +53,13 @@ func writeFile(ctx context.Context, img image.Image, path string, overwrite bool
 	return rename(img, temp, path, overwrite)
 }
 
-// checkTarget returns an error if path may not be written.
-func checkTarget(img image.Image, path string, overwrite bool) error {
+// CheckTarget returns an error if [WriteFile] would not write path: to know it before the work.
+func CheckTarget(img image.Image, path string, overwrite bool) error {
+	if dir, err := os.Stat(filepath.Dir(path)); err != nil {
+		return err
+	} else if !dir.IsDir() {
+		return &os.PathError{Op: "create", Path: path, Err: errors.New("what should be its folder is none")}
+	}
 	fi, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		// A dangling link is an existing name too.
@@ -112,7 +117,7 @@ func rename(img image.Image, temp, path string, overwrite bool) error {
 		}
 		// Not every file system has links.
 	}
-	if err := checkTarget(img, path, overwrite); err != nil {
+	if err := CheckTarget(img, path, overwrite); err != nil {
 		return err
 	}
 	if err := os.Rename(temp, path); err != nil {

@@ -28,7 +28,7 @@ type RAWOptions struct {
 // fs.ErrExist).
 func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (ScanStats, error) {
 	s := NewScanner(img, o.Marker)
-	err := writeFile(ctx, img, path, o.Overwrite, func(f *os.File) error {
+	err := WriteFile(ctx, img, path, o.Overwrite, func(f *os.File) error {
 		if err := prepareSparse(f); err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ func MaxZVHD2Size(size int64) int64 { return size + size/256 + 64<<20 }
 
 // WriteZVHD2 writes img as a ZVHD2 file at path, as [WriteRAW] does a RAW file.
 func WriteZVHD2(ctx context.Context, img image.Image, path string, o ZVHD2Options) (stats ScanStats, err error) {
-	err = writeFile(ctx, img, path, o.Overwrite, func(f *os.File) error {
+	err = WriteFile(ctx, img, path, o.Overwrite, func(f *os.File) error {
 		w := bufio.NewWriterSize(f, 1<<20)
 		if stats, err = EncodeZVHD2(ctx, img, w, o); err != nil {
 			return err

@@ -49,14 +49,19 @@ func (a *app) bitmapCreateCommand() *cobra.Command {
 			if err != nil {
 				return &usageError{err}
 			}
-			if _, err := os.Lstat(args[1]); err == nil && !overwrite {
-				return usagef("%q exists: give --overwrite to replace it", args[1])
-			}
-			blocks, err := a.scan(cmd.Context(), args[0], &src, l.BlockSize)
+			disk, err := a.open(cmd.Context(), args[0], &src)
 			if err != nil {
 				return err
 			}
-			if err := writeBitmap(args[1], l, blocks, overwrite); err != nil {
+			defer disk.Close()
+			if err := a.checkTargets(disk, overwrite, args[1], ""); err != nil {
+				return err
+			}
+			blocks, err := a.scan(cmd.Context(), disk, l.BlockSize)
+			if err != nil {
+				return err
+			}
+			if err := writeBitmap(cmd.Context(), disk, args[1], l, blocks, overwrite); err != nil {
 				return err
 			}
 			return a.printBitmap(args[1], l, blocks)
@@ -127,8 +132,13 @@ vendor's own tool this confirms, or refutes, a layout.`,
 	return cmd
 }
 
-func (a *app) runBitmapVerify(ctx context.Context, disk, file string, src *sourceFlags, l bitmap.Layout) error {
-	blocks, err := a.scan(ctx, disk, src, l.BlockSize)
+func (a *app) runBitmapVerify(ctx context.Context, source, file string, src *sourceFlags, l bitmap.Layout) error {
+	disk, err := a.open(ctx, source, src)
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	blocks, err := a.scan(ctx, disk, l.BlockSize)
 	if err != nil {
 		return err
 	}
@@ -155,7 +165,7 @@ func (a *app) runBitmapVerify(ctx context.Context, disk, file string, src *sourc
 	}
 	switch {
 	case c.Equal:
-		fmt.Fprintf(a.err, "equal: %d bytes, layout %s, %d of %d blocks hold data\n", c.Got, l.Name, blocks.Count(), blocks.Blocks())
+		a.say("equal: %d bytes, layout %s, %d of %d blocks hold data", c.Got, l.Name, blocks.Count(), blocks.Blocks())
 		return nil
 	case c.Block >= 0:
 		return fmt.Errorf("%s differs from layout %q at byte %d, which stands for block %d (disk offset %d); lengths %d, expected %d",
@@ -167,6 +177,12 @@ func (a *app) runBitmapVerify(ctx context.Context, disk, file string, src *sourc
 
 // readBitmap reads a bitmap file, but no more of it than could possibly be right and one byte.
 func readBitmap(path string, l bitmap.Layout, virtualSize int64) ([]byte, error) {
+	// Opening a pipe would wait for a writer.
+	if fi, err := os.Stat(path); err != nil {
+		return nil, err
+	} else if !fi.Mode().IsRegular() {
+		return nil, usagef("%q isn't a file", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -175,26 +191,26 @@ func readBitmap(path string, l bitmap.Layout, virtualSize int64) ([]byte, error)
 	return io.ReadAll(io.LimitReader(f, l.EncodedSize(virtualSize)+1))
 }
 
+// open opens the disk that a command names, and tells its warnings.
+func (a *app) open(ctx context.Context, path string, src *sourceFlags) (*convert.Disk, error) {
+	o, err := src.options()
+	if err != nil {
+		return nil, err
+	}
+	disk, err := convert.Open(ctx, path, o)
+	if err == nil {
+		a.warn(disk.Info().Warnings)
+	}
+	return disk, err
+}
+
 // scan reads a whole disk for its block map.
-func (a *app) scan(ctx context.Context, path string, src *sourceFlags, blockSize int64) (*bitmap.Map, error) {
-	open, err := src.options()
-	if err != nil {
-		return nil, err
-	}
-	disk, err := convert.Open(ctx, path, open)
-	if err != nil {
-		return nil, err
-	}
-	defer disk.Close()
-	a.warn(disk.Info().Warnings)
+func (a *app) scan(ctx context.Context, disk *convert.Disk, blockSize int64) (*bitmap.Map, error) {
 	blocks, err := bitmap.NewMap(disk.Size(), blockSize)
 	if err != nil {
 		return nil, err
 	}
-	done, err := a.localProgress(phaseScan, disk.Size())
-	if err != nil {
-		return nil, err
-	}
+	done := a.localProgress(phaseScan, disk.Size())
 	err = convert.Scan(ctx, convert.NewScanner(disk, blocks), convert.ScanOptions{Progress: done.add}, nil)
 	done.close(err)
 	if err != nil {
@@ -226,12 +242,11 @@ func (a *app) printBitmap(path string, l bitmap.Layout, blocks *bitmap.Map) erro
 			Runs        []bitmapRun `json:"runs"`
 		}{path, l.Name, blocks.VirtualSize(), l.BlockSize, blocks.Blocks(), blocks.Count(), runs})
 	}
-	printFields(a.out, []field{
+	return printFields(a.out, []field{
 		{"path", path},
 		{"layout", l.Name},
 		{"virtual size", size(blocks.VirtualSize())},
 		{"block size", size(l.BlockSize)},
 		{"blocks", fmt.Sprintf("%d, of which %d hold data", blocks.Blocks(), blocks.Count())},
 	})
-	return nil
 }

@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +18,9 @@ import (
 	"github.com/imsprep/imsprep/convert/zvhd2"
 	"github.com/imsprep/imsprep/pkg/pipeline"
 )
+
+// maxParallel bounds the chunks in flight, and so the memory: 4 MiB each.
+const maxParallel = 64
 
 // Formats that disks are written in.
 const (
@@ -93,6 +98,8 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 		return usagef("--compression-level is for ZVHD2")
 	case f.level < 0 || f.level > 22:
 		return usagef("--compression-level %d: it is 1 to 22", f.level)
+	case f.workers < 0 || f.workers > maxParallel:
+		return usagef("--parallel %d: it is 1 to %d, or 0 for one a processor", f.workers, maxParallel)
 	}
 	layout, err := bitmap.Lookup(f.layout)
 	if err != nil {
@@ -103,16 +110,7 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 	case mf == "none" || f.output == formatZVHD2:
 		mf = ""
 	case mf == "":
-		mf = strings.TrimSuffix(dst, filepath.Ext(dst)) + ".mf"
-	}
-	if mf != "" {
-		if filepath.Clean(mf) == filepath.Clean(dst) {
-			return usagef("the disk and its bitmap can't both be %q: give --bitmap another name", dst)
-		}
-		// Told before the work, not after it.
-		if _, err := os.Lstat(mf); err == nil && !f.overwrite {
-			return usagef("%q exists: give --overwrite, or --bitmap another name", mf)
-		}
+		mf = bitmapBeside(dst)
 	}
 	open, err := f.options()
 	if err != nil {
@@ -123,15 +121,22 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 		return err
 	}
 	defer disk.Close()
+	// What stands in the way is told before the work, not after it.
+	if err := a.checkTargets(disk, f.overwrite, dst, mf); err != nil {
+		return err
+	}
 	a.warn(disk.Info().Warnings)
 	blocks, err := bitmap.NewMap(disk.Size(), layout.BlockSize)
 	if err != nil {
 		return err
 	}
-	done, err := a.localProgress(phaseConvert, disk.Size())
-	if err != nil {
-		return err
+	if f.overwrite && f.output == formatRAW {
+		// A bitmap never stands beside a disk that it doesn't fit.
+		if err := removeBitmap(disk, bitmapBeside(dst)); err != nil {
+			return err
+		}
 	}
+	done := a.localProgress(phaseConvert, disk.Size())
 	var stats convert.ScanStats
 	if f.output == formatZVHD2 {
 		stats, err = convert.WriteZVHD2(ctx, disk, dst, convert.ZVHD2Options{
@@ -153,7 +158,7 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 	}
 	res := convertResult{Source: src, Path: dst, Format: f.output, VirtualSize: disk.Size(), DataBytes: stats.DataBytes}
 	if mf != "" {
-		if err := writeBitmap(mf, layout, blocks, f.overwrite); err != nil {
+		if err := writeBitmap(ctx, disk, mf, layout, blocks, f.overwrite); err != nil {
 			return fmt.Errorf("%s is complete, but its bitmap could not be written: %w", dst, err)
 		}
 		res.Bitmap = &convertBitmapResult{Path: mf, Layout: layout.Name, Blocks: blocks.Blocks(), DataBlocks: blocks.Count()}
@@ -161,42 +166,62 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 	if a.flags.json {
 		return a.printJSON(res)
 	}
-	fmt.Fprintf(a.err, "%s: %s, of which %s hold data\n", dst, size(res.VirtualSize), size(res.DataBytes))
+	a.say("%s: %s, of which %s hold data", dst, size(res.VirtualSize), size(res.DataBytes))
 	return nil
 }
 
-// writeBitmap writes a bitmap file whole or not at all.
-func writeBitmap(path string, layout bitmap.Layout, blocks *bitmap.Map, overwrite bool) (err error) {
+// bitmapBeside is where the bitmap of a RAW file goes.
+func bitmapBeside(raw string) string { return strings.TrimSuffix(raw, filepath.Ext(raw)) + ".mf" }
+
+// checkTargets says what keeps a disk and its bitmap, "" for none, from being written.
+func (a *app) checkTargets(disk *convert.Disk, overwrite bool, dst, mf string) error {
+	if mf != "" && sameFile(dst, mf) {
+		return usagef("the disk and its bitmap can't both be %q: give --bitmap another name", dst)
+	}
+	for _, path := range []string{dst, mf} {
+		if path == "" {
+			continue
+		}
+		if err := convert.CheckTarget(disk, path, overwrite); err != nil {
+			if errors.Is(err, fs.ErrExist) && !overwrite {
+				err = fmt.Errorf("%w; give --overwrite to replace it", err)
+			}
+			return &usageError{err}
+		}
+	}
+	return nil
+}
+
+// sameFile tells whether two paths are one file, or would be if they were made.
+func sameFile(a, b string) bool {
+	x, xerr := os.Stat(a)
+	y, yerr := os.Stat(b)
+	if xerr == nil && yerr == nil {
+		return os.SameFile(x, y)
+	}
+	x, xerr = os.Stat(filepath.Dir(a))
+	y, yerr = os.Stat(filepath.Dir(b))
+	return xerr == nil && yerr == nil && os.SameFile(x, y) && filepath.Base(a) == filepath.Base(b)
+}
+
+// removeBitmap removes a bitmap whose RAW file is about to be replaced.
+func removeBitmap(disk *convert.Disk, mf string) error {
+	if fi, err := os.Lstat(mf); err != nil || !fi.Mode().IsRegular() || convert.CheckTarget(disk, mf, true) != nil {
+		return nil // there is none, or it is something else: then it isn't ours to touch
+	}
+	return os.Remove(mf)
+}
+
+// writeBitmap writes a disk's bitmap file, whole or not at all.
+func writeBitmap(ctx context.Context, disk *convert.Disk, path string, layout bitmap.Layout, blocks *bitmap.Map, overwrite bool) error {
 	data, err := layout.Encode(blocks)
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(path); err == nil && !overwrite {
-		return usagef("%q exists: give --overwrite to replace it", path)
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
-	if err != nil {
+	return convert.WriteFile(ctx, disk, path, overwrite, func(f *os.File) error {
+		_, err := f.Write(data)
 		return err
-	}
-	defer func() {
-		if err != nil {
-			tmp.Close()
-			os.Remove(tmp.Name())
-		}
-	}()
-	if _, err = tmp.Write(data); err != nil {
-		return err
-	}
-	if err = tmp.Chmod(0o644); err != nil {
-		return err
-	}
-	if err = tmp.Sync(); err != nil {
-		return err
-	}
-	if err = tmp.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+	})
 }
 
 // counter turns increments from several goroutines into events of one phase.
@@ -206,11 +231,8 @@ type counter struct {
 }
 
 // localProgress shows a phase that is counted in bytes of the disk.
-func (a *app) localProgress(phase pipeline.Phase, total int64) (counter, error) {
-	view, err := a.newProgress()
-	if err != nil {
-		return counter{}, err
-	}
+func (a *app) localProgress(phase pipeline.Phase, total int64) counter {
+	view := a.newProgress()
 	event := pipeline.Event{Phase: phase, State: pipeline.StateStart, Unit: pipeline.UnitBytes, Total: total}
 	view.event(event)
 	steps := make(chan int64)
@@ -234,5 +256,5 @@ func (a *app) localProgress(phase pipeline.Phase, total int64) (counter, error) 
 			}
 			view.close()
 		},
-	}, nil
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/imsprep/imsprep/convert"
 	"github.com/imsprep/imsprep/pkg/ims"
@@ -44,6 +45,8 @@ func exitCode(err error) int {
 		jobFailed   *ims.JobFailedError
 		timeout     *ims.WaitTimeoutError
 		interrupted *pipeline.InterruptedError
+		check       *pipeline.CheckError
+		unclear     *ims.AmbiguousSubmitError
 		obsErr      *obs.Error
 		imsErr      *ims.Error
 	)
@@ -52,11 +55,14 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &interrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
+	case errors.As(err, &unclear):
+		// Whatever made the answer unclear: trying again might make a second image.
+		return exitError
 	case errors.As(err, &jobFailed):
 		return exitJobFailed
 	case errors.As(err, &timeout):
 		return exitRunning
-	case errors.As(err, &usage), errors.As(err, &validation), errors.Is(err, pipeline.ErrUnknownOS):
+	case errors.As(err, &usage), errors.As(err, &validation), errors.As(err, &check) && check.Usage:
 		return exitUsage
 	case errors.Is(err, errNoCredentials):
 		return exitAuth
@@ -104,25 +110,29 @@ func sourceHint(err error) string {
 	return ""
 }
 
+// interrupted tells whether a run itself says that it was interrupted, and what that left.
+func interrupted(err error) bool {
+	var e *pipeline.InterruptedError
+	return errors.As(err, &e)
+}
+
 // finish reports how the command ended and returns its exit code. What went wrong is told on
 // standard error; with --json standard output holds one document, also then.
-func (a *app) finish(ctx context.Context, err error) int {
+func (a *app) finish(err error) int {
 	code := exitCode(err)
 	if err == nil {
 		return code
 	}
 	msg := err.Error()
-	if code == exitInterrupted && errors.Is(err, context.Canceled) {
-		var interrupted *pipeline.InterruptedError
-		if !errors.As(err, &interrupted) {
-			msg = "interrupted"
-		}
+	if code == exitInterrupted && !interrupted(err) {
+		msg = "interrupted"
 	}
 	hint := sourceHint(err)
 	var h hinter
-	if errors.As(err, &h) {
+	if errors.As(err, &h) && (code != exitInterrupted || interrupted(err)) {
 		hint = h.Hint()
 	}
+	msg, hint = printable(msg), printable(hint)
 	if a.flags.json {
 		var doc struct {
 			Error struct {
@@ -135,6 +145,16 @@ func (a *app) finish(ctx context.Context, err error) int {
 		if out, jerr := json.MarshalIndent(doc, "", "  "); jerr == nil && !a.printed {
 			fmt.Fprintln(a.out, string(out))
 		}
+	}
+	if a.flags.progress == progressJSON {
+		_ = json.NewEncoder(a.err).Encode(struct {
+			Time     time.Time `json:"time"`
+			State    string    `json:"state"`
+			Message  string    `json:"message"`
+			Hint     string    `json:"hint,omitempty"`
+			ExitCode int       `json:"exit_code"`
+		}{time.Now().UTC(), "error", msg, hint, code})
+		return code
 	}
 	fmt.Fprintf(a.err, "imsprep: %s\n", msg)
 	if hint != "" {

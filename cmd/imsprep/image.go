@@ -38,8 +38,7 @@ func (a *app) imageCommand() *cobra.Command {
 			if a.flags.json {
 				return a.printJSON(image)
 			}
-			printFields(a.out, imageFields(image))
-			return nil
+			return printFields(a.out, imageFields(image))
 		},
 	}
 	a.cloudFlags(show)

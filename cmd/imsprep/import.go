@@ -110,7 +110,8 @@ moves, streams the disk to the bucket (zero parts are copied on the server, not 
 bitmap beside it, starts a quick import and follows the job until the image is active.
 
 The image's id is printed on standard output; progress goes to standard error. When the import
-has succeeded, the object and its bitmap are deleted from the bucket unless --keep-object is given.
+has succeeded, the object and its bitmap are deleted from the bucket unless --keep-object is given;
+they also stay when the import fails or isn't waited for to its end, since the service reads them.
 The service doesn't look into the disk: operating system, architecture and firmware are what you say.`,
 		Example: `  # a system disk
   imsprep import web-01.qcow2 --bucket images --name web-01 --os-version "Ubuntu 22.04 server 64bit"
@@ -148,11 +149,11 @@ The service doesn't look into the disk: operating system, architecture and firmw
 	fl.StringVar(&f.firmware, "firmware", "", "bios or uefi (the service's default: bios)")
 	fl.StringVar(&f.license, "license", "", "for Windows: platform or byol")
 	fl.StringVar(&f.enterpriseProject, "enterprise-project", "", "enterprise project id (environment: HW_ENTERPRISE_PROJECT_ID)")
-	fl.StringArrayVar(&f.tags, "tag", nil, "a tag, as key=value (repeatable)")
+	fl.StringArrayVar(&f.tags, "tag", nil, "a tag, as key=value or key alone (repeatable)")
 	fl.StringVar(&f.api, "api", "auto", "generation of the import call: auto, old (/v2), new (/v2.1)")
 	fl.BoolVar(&f.allowDuplicate, "allow-duplicate-name", false, "import although an image of that name exists")
 	fl.BoolVar(&f.keepObject, "keep-object", false, "keep the object and its bitmap after the import")
-	fl.BoolVar(&f.noWait, "no-wait", false, "don't wait for the job; its id is printed")
+	fl.BoolVar(&f.noWait, "no-wait", false, "don't wait for the job: its id is printed, and the objects stay in the bucket")
 	waitFlags(cmd, &f.timeout, &f.poll)
 	return cmd
 }
@@ -232,7 +233,7 @@ func parseTags(list []string) ([]ims.Tag, error) {
 	for _, t := range list {
 		key, value, _ := strings.Cut(t, "=")
 		if key == "" {
-			return nil, usagef("--tag %q: it is written key=value", t)
+			return nil, usagef("--tag %q: it is written key=value, or key alone", t)
 		}
 		tags = append(tags, ims.Tag{Key: key, Value: value})
 	}
@@ -263,10 +264,7 @@ func (a *app) runImport(ctx context.Context, src string, f *importFlags) error {
 		return a.printPlan(plan)
 	}
 	a.warn(plan.Warnings)
-	view, err := a.newProgress()
-	if err != nil {
-		return err
-	}
+	view := a.newProgress()
 	importer.Events = view.event
 	res, err := importer.Run(ctx, plan)
 	view.close()
@@ -280,7 +278,7 @@ func (a *app) runImport(ctx context.Context, src string, f *importFlags) error {
 		_, err = fmt.Fprintln(a.out, first(res.JobID, res.ImageID))
 		return err
 	}
-	fmt.Fprintf(a.err, "image %s (%s) is %s: sent %s for %s of data in a disk of %s\n", res.ImageID, res.Name, res.Status,
+	a.say("image %s (%s) is %s: sent %s for %s of data in a disk of %s", res.ImageID, res.Name, res.Status,
 		size(res.Upload.BytesSent), size(res.Upload.DataBytes), size(res.Upload.VirtualSize))
 	_, err = fmt.Fprintln(a.out, res.ImageID)
 	return err
@@ -301,10 +299,4 @@ func (a *app) importer(s *settings, dryRun bool) (*pipeline.Importer, error) {
 		return nil, err
 	}
 	return &pipeline.Importer{OBS: o, IMS: i, Region: s.region}, nil
-}
-
-func (a *app) warn(warnings []string) {
-	for _, w := range warnings {
-		fmt.Fprintf(a.err, "warning: %s\n", w)
-	}
 }

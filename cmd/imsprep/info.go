@@ -37,8 +37,7 @@ that isn't allowed is refused with exit code 3 and the reason. No file is opened
 			if a.flags.json {
 				return a.printJSON(info)
 			}
-			printFields(a.out, infoFields(info))
-			return nil
+			return printFields(a.out, infoFields(info))
 		},
 	}
 	f.add(cmd)

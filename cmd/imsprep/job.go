@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -49,12 +48,11 @@ func (a *app) jobShowCommand() *cobra.Command {
 			if job.Progress >= 0 {
 				percent = fmt.Sprintf("%.0f%%", job.Progress*100)
 			}
-			printFields(a.out, []field{
+			return printFields(a.out, []field{
 				{"id", job.ID}, {"type", job.Type}, {"status", string(job.Status)}, {"progress", percent},
 				{"task", job.CurrentTask}, {"image", job.ImageID}, {"image name", job.ImageName},
 				{"begin", job.BeginTime}, {"end", job.EndTime}, {"error", job.ErrorCode}, {"reason", job.FailReason},
 			})
-			return nil
 		},
 	}
 	a.cloudFlags(cmd)
@@ -87,14 +85,11 @@ func (a *app) runJobWait(ctx context.Context, id string, o ims.WaitOptions) erro
 	if err != nil {
 		return err
 	}
-	view, err := a.newProgress()
-	if err != nil {
-		return err
-	}
+	view := a.newProgress()
 	event := func(state pipeline.State, done int64, note string) {
 		view.event(pipeline.Event{Phase: pipeline.PhaseJob, State: state, Unit: pipeline.UnitPercent, Done: done, Total: 100, Note: note})
 	}
-	o.First = 0 // somebody else's job may long be done
+	o.First = -1 // at once: the job may long be done
 	o.OnUpdate = func(j *ims.Job) {
 		event(pipeline.StateProgress, int64(max(j.Progress, 0)*100), string(j.Status))
 	}
@@ -111,11 +106,11 @@ func (a *app) runJobWait(ctx context.Context, id string, o ims.WaitOptions) erro
 		}
 		return err
 	}
+	if job.ImageID == "" {
+		return &pipeline.NoImageError{JobID: id, Name: job.ImageName}
+	}
 	if a.flags.json {
 		return a.printJSON(job)
-	}
-	if job.ImageID == "" {
-		return errors.New("the job succeeded, but names no image")
 	}
 	_, err = fmt.Fprintln(a.out, job.ImageID)
 	return err

@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 )
 
@@ -23,13 +24,20 @@ func main() {
 
 // run is main with its surroundings given, and returns the exit code.
 func run(args []string, s streams) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A reader that goes away (`| head`) must not kill a run that has something to clean up: with
+	// somebody listening for the signal, writing fails instead.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup does
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	// The first signal asks for a clean end. After it the default handling is back, so that a second
 	// one ends the program at once, whatever it hangs on.
 	context.AfterFunc(ctx, stop)
 
-	a := &app{streams: s}
+	a := &app{streams: s, flags: globalFlags{json: slices.Contains(args, "--json")}}
 	root := a.rootCommand()
 	root.SetArgs(args)
 	root.SetOut(s.out)
@@ -38,5 +46,5 @@ func run(args []string, s streams) int {
 	if err != nil && !a.started {
 		err = &usageError{err}
 	}
-	return a.finish(ctx, err)
+	return a.finish(err)
 }

@@ -71,12 +71,12 @@ keys of qemu-img map.`,
 // mapJSON writes one array, an extent a line, without holding it in memory.
 func (a *app) mapJSON() (show func(mapExtent) error, finish func() error) {
 	sep := "["
-	a.printed = true
 	return func(e mapExtent) error {
 			out, err := json.Marshal(e)
 			if err != nil {
 				return err
 			}
+			a.printed = true
 			_, err = fmt.Fprintf(a.out, "%s%s", sep, out)
 			sep = ",\n"
 			return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 
 	"github.com/dustin/go-humanize"
 )
@@ -25,8 +26,27 @@ func (a *app) printJSON(v any) error {
 // field is a line of a report for people: a name and what stands behind it.
 type field struct{ name, value string }
 
+// printable makes a text harmless for a terminal: names come from disks, folders and servers, and may
+// hold escape sequences. Line ends stay.
+func printable(s string) string {
+	if strings.IndexFunc(s, isControl) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if isControl(r) {
+			fmt.Fprintf(&b, "\\x%02x", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func isControl(r rune) bool { return unicode.IsControl(r) && r != '\n' }
+
 // printFields writes fields in two columns, leaving out those without a value.
-func printFields(w io.Writer, fields []field) {
+func printFields(w io.Writer, fields []field) error {
 	width := 0
 	for _, f := range fields {
 		if f.value != "" {
@@ -35,9 +55,13 @@ func printFields(w io.Writer, fields []field) {
 	}
 	for _, f := range fields {
 		if f.value != "" {
-			fmt.Fprintf(w, "%-*s  %s\n", width, f.name, strings.ReplaceAll(f.value, "\n", "\n"+strings.Repeat(" ", width+2)))
+			value := strings.ReplaceAll(printable(f.value), "\n", "\n"+strings.Repeat(" ", width+2))
+			if _, err := fmt.Fprintf(w, "%-*s  %s\n", width, f.name, value); err != nil {
+				return err
+			}
 		}
 	}
+	return nil
 }
 
 // size is a byte count for people, exact in bytes where the short form hides something.

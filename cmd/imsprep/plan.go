@@ -102,6 +102,5 @@ func (a *app) printPlan(p *pipeline.Plan) error {
 	if !r.Target.Checked {
 		checked = "only what needs no cloud"
 	}
-	printFields(a.out, append(fields, field{"checked", checked}))
-	return nil
+	return printFields(a.out, append(fields, field{"checked", checked}))
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
+	"github.com/imsprep/imsprep/pkg/ims"
 	"github.com/imsprep/imsprep/pkg/pipeline"
 )
 
@@ -39,31 +40,83 @@ type progress interface {
 	close()
 }
 
-// newProgress makes the view that the flags ask for.
-func (a *app) newProgress() (progress, error) {
-	kind := a.flags.progress
+func checkProgress(kind string) error {
 	switch kind {
-	case progressAuto:
+	case progressAuto, progressBar, progressLines, progressJSON, progressNone:
+		return nil
+	}
+	return usagef("--progress %q: it is one of auto, bar, lines, json, none", kind)
+}
+
+// newProgress makes the view that the flags ask for.
+func (a *app) newProgress() progress {
+	a.view = &shared{progress: a.chooseProgress()}
+	return a.view
+}
+
+// shared is a view that several goroutines may use.
+type shared struct {
+	mu sync.Mutex
+	progress
+}
+
+func (s *shared) event(e pipeline.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.progress.event(e)
+}
+
+// retrying tells that a request to the image service is made again: it may wait for minutes, and
+// silence would look like a hang.
+func (a *app) retrying(e ims.RetryEvent) {
+	note := fmt.Sprintf("%s: trying again in %v: %v", e.Op, e.Delay.Round(time.Millisecond), e.Err)
+	if a.view == nil {
+		if !a.flags.quiet {
+			a.warn([]string{note})
+		}
+		return
+	}
+	a.view.event(pipeline.Event{State: pipeline.StateWarning, Note: note})
+}
+
+func (a *app) chooseProgress() progress {
+	kind := a.flags.progress
+	if kind == progressAuto {
 		kind = progressLines
 		if f, ok := a.err.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 			kind = progressBar
 		}
-	case progressBar, progressLines, progressJSON, progressNone:
-	default:
-		return nil, usagef("--progress %q: it is one of auto, bar, lines, json, none", kind)
 	}
 	if a.flags.quiet {
 		kind = progressNone
 	}
 	switch kind {
 	case progressBar:
-		return newBars(a.err), nil
+		return newBars(a.err)
 	case progressLines:
-		return &lines{w: a.err}, nil
+		return &lines{w: a.err}
 	case progressJSON:
-		return &jsonLines{enc: json.NewEncoder(a.err)}, nil
+		return &jsonLines{enc: json.NewEncoder(a.err)}
 	}
-	return silent{}, nil
+	return silent{}
+}
+
+// warn tells things to know before or after a run, in the form that progress has.
+func (a *app) warn(warnings []string) {
+	for _, w := range warnings {
+		if a.flags.progress == progressJSON {
+			(&jsonLines{enc: json.NewEncoder(a.err)}).event(pipeline.Event{State: pipeline.StateWarning, Note: w})
+		} else {
+			fmt.Fprintf(a.err, "warning: %s\n", printable(w))
+		}
+	}
+}
+
+// say tells people how something ended; programs have the result.
+func (a *app) say(format string, args ...any) {
+	if a.flags.progress != progressJSON {
+		fmt.Fprintln(a.err, printable(fmt.Sprintf(format, args...)))
+	}
 }
 
 type silent struct{}
@@ -170,7 +223,7 @@ func (l *lines) event(e pipeline.Event) {
 		}
 		fmt.Fprintln(l.w, title(e.Phase))
 	case pipeline.StateWarning:
-		fmt.Fprintf(l.w, "warning: %s\n", e.Note)
+		fmt.Fprintf(l.w, "warning: %s\n", printable(e.Note))
 	case pipeline.StateProgress:
 		l.meter.add(now, e.Done)
 		if now.Sub(l.last) >= lineEvery {
@@ -249,7 +302,7 @@ func (b *bars) event(e pipeline.Event) {
 			b.bar = b.add(e)
 		}
 	case pipeline.StateWarning:
-		fmt.Fprintf(b.p, "warning: %s\n", e.Note)
+		fmt.Fprintf(b.p, "warning: %s\n", printable(e.Note))
 	case pipeline.StateProgress:
 		if b.bar != nil {
 			b.bar.SetCurrent(e.Done)

@@ -19,6 +19,7 @@ type streams struct {
 type app struct {
 	streams
 	flags     globalFlags
+	view      *shared
 	started   bool   // a command got past its arguments
 	printed   bool   // the result's document is out
 	usageHint string // the command whose help answers a usage error
@@ -59,8 +60,9 @@ No temporary disk is written.`,
 		Version:       version,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { a.started = true; return cmd.Help() },
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.started = true
+			return checkProgress(a.flags.progress)
 		},
 	}
 	root.SetVersionTemplate("imsprep {{.Version}}\n")
@@ -69,7 +71,7 @@ No temporary disk is written.`,
 		return &usageError{err}
 	})
 	p := root.PersistentFlags()
-	p.BoolVar(&a.flags.json, "json", false, "print the result as one JSON document")
+	p.BoolVar(&a.flags.json, "json", a.flags.json, "print the result as one JSON document")
 	p.BoolVarP(&a.flags.quiet, "quiet", "q", false, "no progress; errors are still told")
 	p.StringVar(&a.flags.progress, "progress", progressAuto, "how to show progress on standard error: auto, bar, lines, json, none")
 

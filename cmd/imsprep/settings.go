@@ -25,6 +25,7 @@ type settings struct {
 	credentials credentials
 	bucket      string
 	confirmed   []string // bitmap layouts confirmed for this cloud
+	onRetry     func(ims.RetryEvent)
 }
 
 // credentials is one of: an access key with its secret (and a security token when temporary), a
@@ -84,6 +85,7 @@ func (a *app) settings() (*settings, error) {
 		projectID:   first(f.projectID, a.getenv("HW_PROJECT_ID", "HUAWEICLOUD_SDK_PROJECT_ID", "OS_PROJECT_ID")),
 		projectName: a.getenv("HW_PROJECT_NAME", "OS_PROJECT_NAME"),
 		bucket:      a.getenv("IMSPREP_BUCKET"),
+		onRetry:     a.retrying,
 	}
 	endpoint := func(service string) string {
 		if s.region == "" {
@@ -162,7 +164,7 @@ func (s *settings) imsClient() (*ims.Client, error) {
 	}
 	transport := ims.NewTransport()
 	transport.Proxy = http.ProxyFromEnvironment
-	return ims.New(ims.Options{
+	client, err := ims.New(ims.Options{
 		HTTPClient:  &http.Client{Transport: transport},
 		Endpoint:    s.endpoints.ims,
 		IAMEndpoint: s.endpoints.iam,
@@ -173,7 +175,12 @@ func (s *settings) imsClient() (*ims.Client, error) {
 		UserAgent:   userAgent(),
 		// Whoever names an endpoint without TLS means it: the local cloud has none.
 		AllowPlainHTTP: true,
+		OnRetry:        s.onRetry,
 	})
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	return client, nil
 }
 
 // obsClient makes the object storage client. Object storage takes no tokens: with token

@@ -77,10 +77,7 @@ func (a *app) runUpload(ctx context.Context, src, target string, sf *sourceFlags
 		return a.printPlan(plan)
 	}
 	a.warn(plan.Warnings)
-	view, err := a.newProgress()
-	if err != nil {
-		return err
-	}
+	view := a.newProgress()
 	importer.Events = view.event
 	res, err := importer.Upload(ctx, plan)
 	view.close()

@@ -50,7 +50,7 @@ const (
 // Event is something that happened in a phase. Done and Total are in the event's Unit; Total is 0
 // for a phase that isn't counted. Sent and Copied split Done for the upload.
 type Event struct {
-	Phase  Phase  `json:"phase"`
+	Phase  Phase  `json:"phase,omitempty"`
 	State  State  `json:"state"`
 	Unit   Unit   `json:"unit,omitempty"`
 	Done   int64  `json:"done"`
@@ -95,6 +95,7 @@ func obsExtents(ctx context.Context, d *convert.Disk) iter.Seq2[obs.Extent, erro
 type CheckError struct {
 	What   string
 	Remedy string
+	Usage  bool  // a value of the request is wrong in itself
 	Err    error // the cause, if another package found it
 }
 

@@ -136,6 +136,7 @@ func (c *cloud) request(source string) pipeline.Request {
 	return pipeline.Request{
 		Source:           source,
 		Bucket:           obstest.Bucket,
+		Key:              "disk.raw",
 		Image:            ims.QuickImport{Name: "image", OSVersion: osVersion},
 		ConfirmedLayouts: []string{bitmap.DefaultLayout},
 		Wait:             ims.WaitOptions{First: time.Millisecond, Interval: 2 * time.Millisecond, MaxInterval: 5 * time.Millisecond, Limit: 30 * time.Second},
@@ -261,6 +262,7 @@ func TestImportKeepsContent(t *testing.T) {
 		}
 
 		r.Format = rapid.SampledFrom([]pipeline.Format{pipeline.FormatRAW, pipeline.FormatZVHD2}).Draw(t, "as")
+		r.Key = ""
 		res, err := c.run(context.Background(), r)
 		if err != nil {
 			t.Fatalf("import: %v", err)
@@ -443,6 +445,7 @@ func TestInterruptedJobGoesOn(t *testing.T) {
 	if !ok {
 		t.Fatalf("%q doesn't say how to follow the job", interrupted.Next)
 	}
+	id, _, _ = strings.Cut(id, "\n")
 	// The service still needs the object; what was said works.
 	job, err := c.IMS.WaitJob(t.Context(), id, ims.WaitOptions{Interval: 5 * time.Millisecond, Limit: 30 * time.Second})
 	if err != nil || job.ImageID == "" {
@@ -588,13 +591,13 @@ func TestAutoTakesZVHD2(t *testing.T) {
 	c := start(t, imstest.Options{HashLimit: 1})
 	disk := sparseDisk(30<<20, 3, 0, 21<<20)
 	r := c.request(writeFile(t, filepath.Join(t.TempDir(), "disk.raw"), disk))
-	r.ConfirmedLayouts = nil
+	r.ConfirmedLayouts, r.Key = nil, ""
 	p, err := c.Plan(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if p.Format != pipeline.FormatZVHD2 || !strings.Contains(p.Reason, "isn't confirmed") || p.Request.Key != "disk.zvhd2" {
+	if p.Format != pipeline.FormatZVHD2 || !strings.Contains(p.Reason, "isn't confirmed") || filepath.Ext(p.Request.Key) != ".zvhd2" {
 		t.Fatalf("format %s (%s), key %s", p.Format, p.Reason, p.Request.Key)
 	}
 	res, err := c.Run(t.Context(), p)
@@ -612,13 +615,13 @@ func TestAutoTakesZVHD2(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	for source, want := range map[string]string{
-		"/disks/web 01.qcow2": "web-01.raw",
-		"a.b.qcow2":           "a.b.raw",
-		"Größe.raw":           "Gr--e.raw",
-		"...":                 "disk.raw",
-		"disk":                "disk.raw",
+		"/disks/web 01.qcow2": "web-01-run.raw",
+		"a.b.qcow2":           "a.b-run.raw",
+		"Größe.raw":           "Gr--e-run.raw",
+		"...":                 "disk-run.raw",
+		"disk":                "disk-run.raw",
 	} {
-		got := pipeline.DefaultKey(source, pipeline.FormatRAW)
+		got := pipeline.DefaultKey(source, "run", pipeline.FormatRAW)
 		if got != want {
 			t.Errorf("DefaultKey(%q) = %q, want %q", source, got, want)
 		}
@@ -629,6 +632,66 @@ func TestNames(t *testing.T) {
 	if got := pipeline.BitmapKey("a.b/web.01.raw"); got != "a.b/web.01.mf" {
 		t.Errorf("BitmapKey: %q", got)
 	}
+}
+
+// TestTwoImportsOfOneName: disks of one name, imported at the same time, become images of their own.
+func TestTwoImportsOfOneName(t *testing.T) {
+	c := start(t, imstest.Options{})
+	var wg sync.WaitGroup
+	for i := range 4 {
+		disk := sparseDisk(12<<20, uint64(i+1), 0, 7<<20)
+		r := c.request(writeFile(t, filepath.Join(t.TempDir(), "disk.raw"), disk))
+		r.Key, r.Image.Name = "", fmt.Sprintf("image-%d", i)
+		wg.Go(func() {
+			res, err := c.run(t.Context(), r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			img, err := c.IMS.Image(t.Context(), res.ImageID)
+			if err != nil || img.Attributes[imstest.AttrContentSHA256] != sum(disk) {
+				t.Errorf("image %d isn't its disk (%v)", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	c.empty(t)
+}
+
+// TestReplacedMeanwhile: with a key given by hand, another run's object is noticed before it becomes
+// this run's image, and is left alone.
+func TestReplacedMeanwhile(t *testing.T) {
+	c := start(t, imstest.Options{})
+	r := c.request(writeFile(t, filepath.Join(t.TempDir(), "disk.raw"), sparseDisk(1<<20, 1, 0)))
+	c.Events = func(e pipeline.Event) {
+		if e.Phase == pipeline.PhaseBitmap && e.State == pipeline.StateDone {
+			putObject("disk.raw")(t, c)
+		}
+	}
+	if _, err := c.run(t.Context(), r); err == nil || !strings.Contains(err.Error(), "replaced by somebody else") {
+		t.Fatalf("error %v", err)
+	}
+	if keys := c.store.Keys(obstest.Bucket); !slices.Equal(keys, []string{"disk.raw"}) {
+		t.Errorf("in the bucket: %q; want the other one's object and nothing else", keys)
+	}
+}
+
+// TestOverwriteTakesTheOldBitmapAway before the new object appears.
+func TestOverwriteTakesTheOldBitmapAway(t *testing.T) {
+	c := start(t, imstest.Options{})
+	putObject("disk.raw")(t, c)
+	putObject("disk.mf")(t, c)
+	r := c.request(writeFile(t, filepath.Join(t.TempDir(), "disk.raw"), sparseDisk(1<<20, 1, 0)))
+	r.Overwrite = true
+	c.during(obstest.OpComplete, func() {
+		if c.store.Object(obstest.Bucket, "disk.mf") != nil {
+			t.Error("the old bitmap would stand beside the new object")
+		}
+	})
+	if _, err := c.run(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	c.empty(t)
 }
 
 func TestMinDisk(t *testing.T) {

@@ -92,8 +92,9 @@ func (p *Plan) keys() []string {
 func BitmapKey(key string) string { return strings.TrimSuffix(key, path.Ext(key)) + ".mf" }
 
 // DefaultKey makes an object key from a source's name: its base name with what a key can't hold
-// replaced, with the format's ending.
-func DefaultKey(source string, f Format) string {
+// replaced, the run's id, and the format's ending. Two runs never share a key, whatever their disks
+// are called.
+func DefaultKey(source, runID string, f Format) string {
 	base := filepath.Base(source)
 	base = strings.TrimSuffix(base, filepath.Ext(base))
 	base = strings.Map(func(r rune) rune {
@@ -106,7 +107,7 @@ func DefaultKey(source string, f Format) string {
 	if base = strings.Trim(base, "-."); base == "" {
 		base = "disk"
 	}
-	return base + f.Ext()
+	return base + "-" + runID + f.Ext()
 }
 
 // Plan opens the disk, plans the upload and checks everything that can be checked before a byte
@@ -141,8 +142,9 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 	if err != nil {
 		return nil, err
 	}
+	runID := newRunID()
 	if r.Key == "" {
-		r.Key = DefaultKey(r.Source, format)
+		r.Key = DefaultKey(r.Source, runID, format)
 	}
 	if err := obs.ValidateBucket(r.Bucket, false); err != nil {
 		return nil, err
@@ -154,6 +156,7 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 		return nil, &CheckError{
 			What:   fmt.Sprintf("the object's key %q doesn't end in %s", r.Key, format.Ext()),
 			Remedy: "The service tells an object's format by its name: choose a key that ends so, or another --format.",
+			Usage:  true,
 		}
 	}
 	disk, err := convert.Open(ctx, r.Source, r.Open)
@@ -165,7 +168,7 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 			err = errors.Join(err, disk.Close())
 		}
 	}()
-	p := &Plan{Request: r, Disk: disk, Format: format, Reason: why, Layout: layout, RunID: newRunID()}
+	p := &Plan{Request: r, Disk: disk, Format: format, Reason: why, Layout: layout, RunID: runID}
 	if format == FormatRAW {
 		p.Parts, err = obs.NewPlan(disk.Size(), obsExtents(ctx, disk), obs.PlanOptions{
 			BlockSize: layout.BlockSize,
@@ -199,6 +202,7 @@ func (i *Importer) planImport(ctx context.Context, p *Plan) error {
 		return &CheckError{
 			What:   fmt.Sprintf("min_disk is %d GB, but the disk needs %d", img.MinDisk, gibibytes(size)),
 			Remedy: "Leave --min-disk out to get the smallest that fits.",
+			Usage:  true,
 		}
 	}
 	if len(img.Tags) < maxTags {
@@ -212,6 +216,13 @@ func (i *Importer) planImport(ctx context.Context, p *Plan) error {
 	}
 	p.Warnings = append(p.Warnings, img.Warnings()...)
 	if p.Request.Offline {
+		if img.Type == ims.TypeDataImage {
+			return nil
+		}
+		// Lists of other days and clouds can't refuse a name, but they know most.
+		if err := checkOSVersion(img.OSVersion, ims.StaticOSVersions()); err != nil {
+			p.Warnings = append(p.Warnings, fmt.Sprintf("%q is in no public list of operating systems; the region's own list decides", img.OSVersion))
+		}
 		return nil
 	}
 	if err := i.checkObject(ctx, p); err != nil {
@@ -328,16 +339,13 @@ func checkOSVersion(want string, list []ims.OSVersion) error {
 	e := &CheckError{
 		What:   fmt.Sprintf("this region knows no operating system %q", want),
 		Remedy: "The name must match exactly.",
-		Err:    ErrUnknownOS,
+		Usage:  true,
 	}
 	if near := ims.NearestOSVersions(want, list, 3); len(near) > 0 {
 		e.Remedy += " Nearest:\n    " + strings.Join(near, "\n    ")
 	}
 	return e
 }
-
-// ErrUnknownOS is in the chain of the error for an os_version that the region doesn't list.
-var ErrUnknownOS = errors.New("unknown os_version")
 
 // gibibytes is a size in whole GiB, rounded up.
 func gibibytes(size int64) int {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -94,6 +95,13 @@ func (e *ObjectKeptError) Error() string {
 }
 func (e *ObjectKeptError) Unwrap() error { return e.Err }
 
+// NoImageError is a job that succeeded without telling its image, and no image that was found either.
+type NoImageError struct{ JobID, Name string }
+
+func (e *NoImageError) Error() string {
+	return fmt.Sprintf("job %s succeeded, but tells no image, and none named %q was found", e.JobID, e.Name)
+}
+
 // run carries one plan out.
 type run struct {
 	*Importer
@@ -132,7 +140,7 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 		RunID:    p.RunID,
 		MinDisk:  p.Request.Image.MinDisk,
 		Upload:   *up,
-		Warnings: p.Warnings,
+		Warnings: p.Warnings, // with those of the upload
 	}
 	sub, err := r.submit(ctx)
 	if err != nil {
@@ -176,12 +184,12 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 	res, err := send(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, &InterruptedError{Phase: PhaseUpload, Err: ctx.Err(),
-				Next: "The unfinished upload was aborted; run the same command again to start anew."}
+			return nil, &InterruptedError{Phase: PhaseUpload, Err: ctx.Err(), Next: afterAbort(err)}
 		}
 		return nil, err
 	}
-	r.event(Event{Phase: PhaseUpload, State: StateDone, Unit: UnitBytes, Done: total, Total: total, Sent: res.BytesSent, Copied: res.BytesCopied})
+	r.event(Event{Phase: PhaseUpload, State: StateDone, Unit: UnitBytes, Done: total, Total: total,
+		Sent: total - res.BytesCopied, Copied: res.BytesCopied})
 	if res.blocks != nil {
 		if err := r.putBitmap(ctx, res); err != nil {
 			return nil, r.abandon(ctx, PhaseBitmap, err)
@@ -190,8 +198,24 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 	return res, nil
 }
 
+// afterAbort says what an interrupted upload left in the bucket.
+func afterAbort(err error) string {
+	next := "The unfinished upload was aborted; run the same command again to start anew."
+	var oe *obs.Error
+	if errors.As(err, &oe) && len(oe.Left) > 0 {
+		next = "There was no time to remove everything; left in the bucket: " + strings.Join(oe.Left, ", ")
+	}
+	return next
+}
+
 // result begins the account of an upload.
 func (r *run) result(up *obs.UploadResult, stats convert.ScanStats) *UploadResult {
+	if up.ZeroCopyRefused != "" {
+		r.warn("zeros were sent instead of copied on the server: " + up.ZeroCopyRefused)
+	}
+	if len(up.Left) > 0 {
+		r.warn("left in the bucket: " + strings.Join(up.Left, ", "))
+	}
 	return &UploadResult{
 		Bucket:      r.plan.Request.Bucket,
 		Key:         r.plan.Request.Key,
@@ -225,10 +249,9 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 		Source:         scanner,
 		ZeroCopy:       p.Request.ZeroCopy,
 		RunID:          p.RunID,
-		BeforeComplete: r.unchanged,
+		BeforeComplete: r.beforeComplete,
 		CleanupTimeout: cleanupLimit,
 		Progress: func(e obs.UploadEvent) {
-			r.note(e.Note)
 			r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: e.Done, Total: e.Total, Sent: e.Sent, Copied: e.Copied})
 		},
 	})
@@ -252,9 +275,8 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 		MaxSize:        convert.MaxZVHD2Size(total),
 		Workers:        p.Request.Workers,
 		RunID:          p.RunID,
-		BeforeComplete: r.unchanged,
+		BeforeComplete: r.beforeComplete,
 		CleanupTimeout: cleanupLimit,
-		Progress:       func(e obs.UploadEvent) { r.note(e.Note) },
 	}, func(ctx context.Context, w io.Writer) (err error) {
 		o := convert.ZVHD2Options{Progress: func(n int64) {
 			r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: done.Add(n), Total: total})
@@ -269,13 +291,27 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 	return r.result(up, stats), nil
 }
 
-// unchanged looks at the source once more before its copy becomes an object.
-func (r *run) unchanged(context.Context) error { return r.plan.Disk.CheckUnchanged() }
-
-func (r *run) note(s string) {
-	if s != "" {
-		r.event(Event{Phase: PhaseUpload, State: StateWarning, Note: s})
+// beforeComplete is the last moment before the parts become an object: the source is looked at once
+// more, and a bitmap that belongs to an object about to be replaced goes, so that it never stands
+// beside one that it doesn't fit.
+func (r *run) beforeComplete(ctx context.Context) error {
+	if err := r.plan.Disk.CheckUnchanged(); err != nil {
+		return err
 	}
+	if !r.plan.Request.Overwrite || r.plan.Format != FormatRAW {
+		return nil
+	}
+	err := r.OBS.Delete(ctx, r.plan.Request.Bucket, BitmapKey(r.plan.Request.Key))
+	if obs.KindOf(err) == obs.KindNotFound {
+		return nil
+	}
+	return err
+}
+
+// warn tells of something that stops nothing, now and in the result.
+func (r *run) warn(s string) {
+	r.plan.Warnings = append(r.plan.Warnings, s)
+	r.event(Event{Phase: PhaseUpload, State: StateWarning, Note: s})
 }
 
 // putBitmap writes the bitmap beside a RAW object: the service finds it by its name.
@@ -286,7 +322,7 @@ func (r *run) putBitmap(ctx context.Context, res *UploadResult) error {
 	if err != nil {
 		return err
 	}
-	if err := r.OBS.PutSmall(ctx, r.plan.Request.Bucket, key, mf, nil); err != nil {
+	if err := r.OBS.PutSmall(ctx, r.plan.Request.Bucket, key, mf, r.mark()); err != nil {
 		return err
 	}
 	r.event(Event{Phase: PhaseBitmap, State: StateDone})
@@ -300,8 +336,32 @@ func (r *run) putBitmap(ctx context.Context, res *UploadResult) error {
 	return nil
 }
 
+// mark is the metadata by which an object is known to be this run's.
+func (r *run) mark() map[string]string { return map[string]string{obs.RunIDMetadata: r.plan.RunID} }
+
+// ours tells whether an object is this run's; one that isn't there is not.
+func (r *run) ours(ctx context.Context, key string) (bool, error) {
+	info, err := r.OBS.Stat(ctx, r.plan.Request.Bucket, key)
+	if obs.KindOf(err) == obs.KindNotFound {
+		return false, nil
+	}
+	return err == nil && info.Metadata[obs.RunIDMetadata] == r.plan.RunID, err
+}
+
 func (r *run) submit(ctx context.Context) (*ims.Submitted, error) {
 	r.event(Event{Phase: PhaseSubmit, State: StateStart})
+	for _, key := range r.plan.keys() {
+		ok, err := r.ours(ctx, key)
+		if err == nil && !ok {
+			err = &CheckError{
+				What:   fmt.Sprintf("obs://%s/%s was replaced by somebody else while this import ran", r.plan.Request.Bucket, key),
+				Remedy: "Give each import a --key of its own, or none.",
+			}
+		}
+		if err != nil {
+			return nil, r.abandon(ctx, PhaseSubmit, err)
+		}
+	}
 	sub, err := r.IMS.QuickImport(ctx, &r.plan.Request.Image, r.plan.Request.Generation)
 	if err != nil {
 		var unclear *ims.AmbiguousSubmitError
@@ -319,7 +379,7 @@ func (r *run) submit(ctx context.Context) (*ims.Submitted, error) {
 	}
 	note := "job " + sub.JobID
 	if sub.Recovered {
-		note = "the answer was lost; found image " + sub.ImageID
+		note = fmt.Sprintf("the answer was lost; found image %s by its %s", sub.ImageID, sub.RecoveredBy)
 	}
 	r.event(Event{Phase: PhaseSubmit, State: StateDone, Note: note})
 	return sub, nil
@@ -338,6 +398,7 @@ func (r *run) wait(ctx context.Context, sub *ims.Submitted) (*ims.Image, error) 
 	}
 	r.event(Event{Phase: PhaseJob, State: StateStart, Unit: UnitPercent, Total: 100, Note: sub.JobID})
 	id := sub.ImageID
+	deadline := time.Now().Add(o.Limit)
 	var err error
 	if sub.JobID != "" {
 		var job *ims.Job
@@ -345,9 +406,13 @@ func (r *run) wait(ctx context.Context, sub *ims.Submitted) (*ims.Image, error) 
 			id = job.ImageID
 		}
 	}
+	if err == nil && id == "" {
+		err = &NoImageError{JobID: sub.JobID, Name: req.Image.Name}
+	}
 	var image *ims.Image
 	if err == nil {
-		// The job's word is not enough: the image itself must be active.
+		// The job's word is not enough: the image itself must be active. Both waits share one limit.
+		o.First, o.Limit = -1, max(time.Until(deadline), time.Second)
 		image, err = r.IMS.WaitImage(ctx, id, o)
 	}
 	if err != nil {
@@ -356,6 +421,7 @@ func (r *run) wait(ctx context.Context, sub *ims.Submitted) (*ims.Image, error) 
 			if sub.JobID == "" {
 				next = fmt.Sprintf("The import goes on at the service. Look at it with: imsprep image show %s", id)
 			}
+			next += fmt.Sprintf("\n  The service still reads the object; delete it when the import is done: obs://%s/%s", req.Bucket, req.Key)
 			return nil, &InterruptedError{Phase: PhaseJob, Err: ctx.Err(), Next: next}
 		}
 		return nil, &ObjectKeptError{req.Bucket, req.Key, err}
@@ -384,13 +450,16 @@ func (r *run) abandon(ctx context.Context, phase Phase, err error) error {
 	return err
 }
 
-// deleteObjects deletes the object and its bitmap; one that isn't there is fine.
+// deleteObjects deletes the run's objects. One that isn't there is fine, and one that isn't the run's
+// is left alone.
 func (r *run) deleteObjects(ctx context.Context) error {
 	var errs []error
 	for _, key := range r.plan.keys() {
-		err := r.OBS.Delete(ctx, r.plan.Request.Bucket, key)
-		var oe *obs.Error
-		if err != nil && (!errors.As(err, &oe) || oe.Kind != obs.KindNotFound) {
+		ok, err := r.ours(ctx, key)
+		if ok {
+			err = r.OBS.Delete(ctx, r.plan.Request.Bucket, key)
+		}
+		if err != nil && obs.KindOf(err) != obs.KindNotFound {
 			errs = append(errs, err)
 		}
 	}
