@@ -54,8 +54,8 @@ func (d *decoder) load(r io.ReaderAt, host, length int64) error {
 	return nil
 }
 
-// decode fills p with what the cluster at host has from the position skip on. Its data must be in the
-// window. What follows the end of the cluster there, if anything, is not looked at.
+// decode fills p with what the cluster at host has from the position skip on. Its data must be in
+// the window. What follows the end of the cluster there, if anything, is not looked at.
 func (d *decoder) decode(p []byte, skip, host, length int64) error {
 	d.in.Reset(d.window[host-d.offset:][:length])
 	if err := d.inflate.(flate.Resetter).Reset(&d.in, nil); err != nil {

@@ -24,11 +24,20 @@ func FuzzOpen(f *testing.F) {
 		{size: 2048, clusterBits: 9, l2Bits: 6, order: []int64{2, 1}, data: map[int64][]byte{1: {1}, 2: {2}},
 			backing: "parent", missing: 100},
 	} {
-		f.Add(d.write())
+		f.Add(d.write(), uint16(0), uint64(0), uint16(0), uint64(0))
 	}
+	f.Add(small().write(), uint16(smallL1/8+1), uint64(smallL2), uint16(smallL2/8), packedEntry(smallPacked, 4))
 	parent := memory(bytes.Repeat([]byte{1, 0}, 3<<10))
 	clear(parent[1024:2048])
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, b []byte, at uint16, with uint64, at2 uint16, with2 uint64) {
+		// Besides any bytes, two numbers are changed: entries of tables that make sense are rare
+		// otherwise.
+		b = bytes.Clone(b)
+		for pos, v := range map[int]uint64{int(at) * 8: with, int(at2) * 8: with2} {
+			if pos > 0 && pos+8 <= len(b) {
+				be.PutUint64(b[pos:], v)
+			}
+		}
 		m, err := qcow1.Preflight(context.Background(), bytes.NewReader(b), int64(len(b)), qcow1.Options{AllowParent: true})
 		if err != nil {
 			return

@@ -11,9 +11,9 @@ import (
 	"github.com/lima-vm/go-qcow2reader/lru"
 )
 
-// Image is an open QCOW disk of version 1. It implements image.Image; ReadAt and Extent are safe for
-// concurrent use. Its memory is a cache of tables of fixed size and, for each goroutine that reads
-// compressed clusters, a decoder.
+// Image is an open QCOW disk of version 1. It implements image.Image; ReadAt and Extent are safe
+// for concurrent use. Its memory is a cache of tables of fixed size and, for each goroutine that
+// reads compressed clusters, a decoder.
 type Image struct {
 	m      *Metadata
 	parent image.Image               // what is not allocated here, nil = zeros
@@ -23,8 +23,8 @@ type Image struct {
 
 var _ image.Image = (*Image)(nil)
 
-// Tables kept in memory: at most 256 KiB of the L1 table, and 1 MiB of L2 tables, which maps 512 MiB
-// with clusters of 4 KiB.
+// Tables kept in memory: at most 256 KiB of the L1 table, and 1 MiB of L2 tables, which maps 512
+// MiB with clusters of 4 KiB.
 const (
 	l1Pages      = 4
 	l2CacheBytes = 1 << 20
@@ -33,9 +33,9 @@ const (
 // TableBytes returns how many bytes of mapping tables a reader keeps in memory at most.
 func (m *Metadata) TableBytes() int64 { return min(m.l1Entries*8, l1Pages*l1Page) + l2CacheBytes }
 
-// Open returns a reader of the checked image. The parent gives what is not allocated in it; it must be
-// given if and only if the image has a backing file. It may be shorter than the image, and then reads
-// as zeros behind its end, or longer. Open takes over neither the file nor the parent.
+// Open returns a reader of the checked image. The parent gives what is not allocated in it; it must
+// be given if and only if the image has a backing file. It may be shorter than the image, and then
+// reads as zeros behind its end, or longer. Open takes over neither the file nor the parent.
 func (m *Metadata) Open(parent image.Image) (image.Image, error) {
 	if (parent != nil) != (m.BackingFile != "") {
 		return nil, fmt.Errorf("backing file %q, but parent given: %t", m.BackingFile, parent != nil)
@@ -79,16 +79,16 @@ type segment struct {
 	stored int64 // compressed: bytes of data
 }
 
-// cursor translates offsets of the disk. It remembers the tables that it used last, so that going on
-// costs no look-up. It is used by one goroutine.
+// cursor translates offsets of the disk. It remembers the tables that it used last, so that going
+// on costs no look-up. It is used by one goroutine.
 type cursor struct {
 	img              *Image
 	l1, l2           []byte
 	l1Index, l2Place int64
 }
 
-// at returns the rest of the cluster at off, or of the range without L2 table, which must lie within
-// the disk.
+// at returns the rest of the cluster at off, or of the range without L2 table, which must lie
+// within the disk.
 func (c *cursor) at(off int64) (segment, error) {
 	m := c.img.m
 	if off >= m.size {
@@ -159,8 +159,8 @@ func (img *Image) table(offset int64) ([]byte, error) {
 	return p, nil
 }
 
-// run returns what is at off and stored alike, at most n bytes of it. Data is alike as long as it is
-// in one piece in the file; compressed clusters stand alone.
+// run returns what is at off and stored alike, at most n bytes of it. Data is alike as long as it
+// is in one piece in the file; compressed clusters stand alone.
 func (c *cursor) run(off, n int64) (segment, error) {
 	s, err := c.at(off)
 	if err != nil {
@@ -180,9 +180,9 @@ func (c *cursor) run(off, n int64) (segment, error) {
 	return s, nil
 }
 
-// packedRun returns how many bytes from the compressed cluster s at off on hold the compressed clusters
-// of the next n bytes of the disk that follow each other in the file, as far as a window goes. QEMU
-// begins each of them at a multiple of 512.
+// packedRun returns how many bytes from the compressed cluster s at off on hold the compressed
+// clusters of the next n bytes of the disk that follow each other in the file, as far as a window
+// goes. QEMU begins each of them at a multiple of 512.
 func (c *cursor) packedRun(s segment, off, n int64) (int64, error) {
 	end := s.host + s.stored
 	for pos := s.length; pos < n; {
@@ -200,8 +200,8 @@ func (c *cursor) packedRun(s segment, off, n int64) (int64, error) {
 	return end - s.host, nil
 }
 
-// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged cluster gives an
-// [*Error].
+// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged cluster gives
+// an [*Error].
 func (img *Image) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at the negative offset %d", off)
@@ -257,7 +257,8 @@ func (r *reading) next(p []byte, off int64) (int, error) {
 	return len(part), err
 }
 
-// compressed reads p, the part of a compressed cluster at off; n bytes from off on are wanted in all.
+// compressed reads p, the part of a compressed cluster at off; n bytes from off on are wanted in
+// all.
 func (r *reading) compressed(p []byte, s segment, off, n int64) error {
 	if r.d == nil {
 		r.d = newDecoder()
@@ -274,8 +275,8 @@ func (r *reading) compressed(p []byte, s segment, off, n int64) error {
 	return r.d.decode(p, s.skip, s.host, s.stored)
 }
 
-// readPlain reads p at the offset host of the file. The cluster that the end of the file cuts has zeros
-// behind it.
+// readPlain reads p at the offset host of the file. The cluster that the end of the file cuts has
+// zeros behind it.
 func (img *Image) readPlain(p []byte, host int64) error {
 	inFile := max(0, min(int64(len(p)), img.m.fileSize-host))
 	if err := readFull(img.m.r, p[:inFile], host); err != nil {
@@ -298,8 +299,9 @@ func (img *Image) readParent(p []byte, off int64) error {
 	return nil
 }
 
-// Extent returns the first run of start..start+length, which must lie within the disk, that is stored
-// alike. What is zero without being allocated here or in a parent is reported as not allocated.
+// Extent returns the first run of start..start+length, which must lie within the disk, that is
+// stored alike. What is zero without being allocated here or in a parent is reported as not
+// allocated.
 func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.Size() || length > img.Size()-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",

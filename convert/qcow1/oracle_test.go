@@ -136,8 +136,8 @@ func TestAgainstQEMU(t *testing.T) {
 	}
 }
 
-// compress makes a compressed disk. Some versions of qemu-img write it well and then exit with 1 without
-// a word (7.2 does), so it is what they read of it that counts.
+// compress makes a compressed disk. Some versions of qemu-img write it well and then exit with 1
+// without a word (7.2 does), so it is what they read of it that counts.
 func compress(t *testing.T, raw, path string, source []byte) {
 	t.Helper()
 	if _, err := exec.LookPath("qemu-img"); err != nil {
@@ -154,7 +154,8 @@ func compress(t *testing.T, raw, path string, source []byte) {
 	}
 }
 
-// TestChainOfQEMU compares an overlay that QEMU wrote, over a shorter parent, with what QEMU reads of it.
+// TestChainOfQEMU compares an overlay that QEMU wrote, over a shorter parent, with what QEMU reads
+// of it.
 func TestChainOfQEMU(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	dir := t.TempDir()
@@ -177,8 +178,9 @@ func TestChainOfQEMU(t *testing.T) {
 	}
 }
 
-// TestQEMUReads compares disks of this test's writer with what qemu-img reads of them, so that writer
-// and reader do not share a mistake. QEMU wants a window of at most 4 KiB, which is the cluster here.
+// TestQEMUReads compares disks of this test's writer with what qemu-img reads of them, so that
+// writer and reader do not share a mistake. QEMU wants a window of at most 4 KiB, which is the
+// cluster here.
 func TestQEMUReads(t *testing.T) {
 	dir := t.TempDir()
 	path, back := filepath.Join(dir, "disk"), filepath.Join(dir, "back")

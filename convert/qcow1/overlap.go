@@ -4,12 +4,13 @@ package qcow1
 
 import "slices"
 
-// Every byte of a file belongs to one thing at most: the format counts no references, so nothing may
-// be shared. The places of the header, of the L1 table, of the backing file name and of the L2 tables
-// are kept as they are. Data is kept by cells of the file, a bit each: those of plain clusters, and
-// those that compressed clusters touch. As every plain cluster is made of whole cells, it can share
-// none of them with a compressed one. Only whether compressed clusters overlap each other is not
-// known by their places, which are any bytes; there the sum of their lengths tells.
+// Every byte of a file belongs to one thing at most: the format counts no references, so nothing
+// may be shared. The places of the header, of the L1 table, of the backing file name and of the L2
+// tables are kept as they are. Data is kept by cells of the file, a bit each: those of plain
+// clusters, and those that compressed clusters touch. As every plain cluster is made of whole
+// cells, it can share none of them with a compressed one. Only whether compressed clusters overlap
+// each other is not known by their places, which are any bytes; there the sum of their lengths
+// tells.
 
 // span is a range of the file.
 type span struct {

@@ -32,8 +32,8 @@ type Metadata struct {
 
 	CompressedClusters int64 // number of compressed clusters
 
-	// BackingFile is the name of the backing file as stored, "" if there is none. It is a string of the
-	// image's author. BackingFormat is always "": the format does not state it.
+	// BackingFile is the name of the backing file as stored, "" if there is none. It is a string of
+	// the image's author. BackingFormat is always "": the format does not state it.
 	BackingFile   string
 	BackingFormat string
 
@@ -47,13 +47,13 @@ type Metadata struct {
 	fixed       []span // what is in the file besides L2 tables and data
 }
 
-// Preflight checks the image in the size bytes of r: the header, the L1 table and every L2 entry that
-// the disk uses. A bad or unsupported image gives an [*Error]; errors of reading are returned as they
-// are.
+// Preflight checks the image in the size bytes of r: the header, the L1 table and every L2 entry
+// that the disk uses. A bad or unsupported image gives an [*Error]; errors of reading are returned
+// as they are.
 //
-// It reads every table once, or twice if there is data that is not at multiples of the cluster size.
-// While it runs it keeps one number per L2 table and two bits per cluster of the file, at most 32 and
-// 64 MiB.
+// It reads every table once, or twice if there is data that is not at multiples of the cluster
+// size. While it runs it keeps one number per L2 table and two bits per cluster of the file, at
+// most 32 and 64 MiB.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{r: r, fileSize: size, SectorSize: sectorSize}
 	if err := m.readHeader(o); err != nil {
@@ -203,8 +203,8 @@ func (m *Metadata) warn(format string, args ...any) {
 // l1Page is how many bytes of the L1 table are read at a time.
 const l1Page = 64 << 10
 
-// readL1 returns the sorted offsets of the L2 tables, all valid and apart from each other, and that of
-// the last L1 entry (0 if that is empty).
+// readL1 returns the sorted offsets of the L2 tables, all valid and apart from each other, and that
+// of the last L1 entry (0 if that is empty).
 func (m *Metadata) readL1(ctx context.Context) (tables []int64, last int64, err error) {
 	page := make([]byte, min(l1Page, m.l1Entries*8))
 	for i := int64(0); i < m.l1Entries; {

@@ -3,9 +3,9 @@
 // Package qcow1 reads disks of version 1 of the QCOW format, the predecessor of QCOW2 that QEMU's
 // block/qcow.c defines.
 //
-// [Preflight] checks everything that an image says about itself, from the header to the last entry of
-// the L2 tables, and [Metadata.Open] builds a reader of an image that passed. All numbers of the format
-// are big-endian.
+// [Preflight] checks everything that an image says about itself, from the header to the last entry
+// of the L2 tables, and [Metadata.Open] builds a reader of an image that passed. All numbers of the
+// format are big-endian.
 package qcow1
 
 import (
@@ -32,8 +32,8 @@ const (
 	maxL2Bits      = 13
 	maxBackingName = 1023
 	maxL1Bytes     = 32 << 20
-	// maxCells bounds each of the two sets that keep track of the file's clusters to 32 MiB. With the
-	// usual clusters of 4 KiB that is a file of 1 TiB.
+	// maxCells bounds each of the two sets that keep track of the file's clusters to 32 MiB. With
+	// the usual clusters of 4 KiB that is a file of 1 TiB.
 	maxCells = 1 << 28
 )
 

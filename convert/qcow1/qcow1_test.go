@@ -213,8 +213,8 @@ func TestReadsConcurrently(t *testing.T) {
 	wg.Wait()
 }
 
-// mixed is a disk with clusters of 4 KiB that are all there, one in every plain ones not compressed, in
-// runs of 100.
+// mixed is a disk with clusters of 4 KiB that are all there, one in every plain ones not
+// compressed, in runs of 100.
 func mixed(size int64, every int64) *disk {
 	d := &disk{size: size, clusterBits: 12, l2Bits: 9, packAlign: 512,
 		data: map[int64][]byte{}, packed: map[int64]bool{}}
@@ -226,16 +226,17 @@ func mixed(size int64, every int64) *disk {
 	return d
 }
 
-// small is a disk with two L2 tables. In the file: the header, the L1 table of three entries at 48, the
-// L2 tables of 512 bytes at 512 and 1024, the plain clusters 64, 0 and 1 of the disk from 1536 on, and
-// the compressed cluster 2 behind them.
+// small is a disk with two L2 tables. In the file: the header, the L1 table of three entries at 48,
+// the L2 tables of 512 bytes at 512 and 1024, the plain clusters 64, 0 and 1 of the disk from 1536
+// on, and the compressed cluster 2 behind them.
 func small() *disk {
 	return &disk{size: 80 << 10, clusterBits: 9, l2Bits: 6, order: []int64{64, 0, 1, 2},
 		data:   map[int64][]byte{64: {1}, 0: {2}, 1: bytes.Repeat([]byte{3}, 512), 2: {4}},
 		packed: map[int64]bool{2: true}}
 }
 
-const smallL1, smallL2, smallData, smallPacked = 48, 1024, 1536, 3072 // the second L2 table maps the disk's start
+// smallL2 is the second L2 table, which maps the disk's start.
+const smallL1, smallL2, smallData, smallPacked = 48, 1024, 1536, 3072
 
 // put8, put32 and put64 change a field.
 func put8(at int, v byte) func(f []byte) []byte {
@@ -324,6 +325,7 @@ func TestRefuses(t *testing.T) {
 		"compressed in an L2":      {put64(smallL2+16, packedEntry(smallL2+511, 1)), "overlaps an L2 table"},
 		"compressed over an L2":    {put64(smallL2+16, packedEntry(500, 13)), "overlaps an L2 table"},
 		"compressed in data":       {put64(smallL2+16, packedEntry(smallPacked-1, 2)), "overlaps another cluster at 2560"},
+		"data in compressed data":  {put64(smallL2, packedEntry(smallData+1024, 5)), "L2 entry at 1032: the cluster at 2560 overlaps"},
 		"truncated":                {cut(whole - 1), "truncated"},
 		"truncated in the data":    {cut(smallData + 511), "truncated"},
 		"truncated in the L2":      {cut(smallL2 + 100), "truncated"},
@@ -643,5 +645,54 @@ func BenchmarkRead(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// The set of what is used in the file keeps numbers apart that are far from each other.
+func TestSet(t *testing.T) {
+	const page = 4096 * 8
+	got := qcow1.Add(0, page, 63, 64, 0, page+1, page, 5*page, 1, page+63, page-1, 5*page)
+	want := []bool{true, true, true, true, false, true, false, true, true, true, true, false}
+	if !slices.Equal(got, want) {
+		t.Errorf("%t, want %t", got, want)
+	}
+}
+
+// What is mapped behind the end of the disk is nobody's data, so it does not matter.
+func TestIgnoresWhatIsBehindTheEnd(t *testing.T) {
+	d := small()
+	d.size = 50 << 10 // 100 clusters, of which the second L2 table maps 36
+	for pos, ok := range map[int]bool{512 + 35*8: false, 512 + 36*8: true} {
+		_, _, err := open(put64(pos, 1<<40)(d.write()), nil)
+		if (err == nil) != ok {
+			t.Errorf("entry at %d: %v", pos, err)
+		}
+	}
+}
+
+// Only the second of three L2 tables exists, and only its first entry.
+func TestRangesWithoutTable(t *testing.T) {
+	const span, cluster = 32 << 10, 512
+	d := &disk{size: 96 << 10, clusterBits: 9, l2Bits: 6, order: []int64{64}, data: map[int64][]byte{64: {1}}}
+	img, _, err := open(d.write(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for start, want := range map[int64]image.Extent{
+		0:                  {Length: span, Zero: true},
+		cluster + 5:        {Length: span - cluster - 5, Zero: true},
+		span:               {Length: cluster, Allocated: true},
+		span + 5:           {Length: cluster - 5, Allocated: true},
+		span + cluster:     {Length: 2*span - cluster, Zero: true},
+		2*span + cluster/2: {Length: span - cluster/2, Zero: true},
+	} {
+		want.Start = start
+		if e, err := img.Extent(start, img.Size()-start); err != nil || e != want {
+			t.Errorf("%+v, %v, want %+v", e, err, want)
+		}
+		p := make([]byte, img.Size()-start)
+		if _, err := img.ReadAt(p, start); err != nil || !bytes.Equal(p, d.content(nil)[start:]) {
+			t.Errorf("what is behind %d differs: %v", start, err)
+		}
 	}
 }

@@ -42,7 +42,7 @@ type disk struct {
 	packed      map[int64]bool // those of the data that are compressed
 	unfinished  bool           // compressed clusters have no final block
 	packAlign   int64          // where compressed clusters begin: 1 or 512
-	shift       int64          // plain clusters are at this offset from multiples of the cluster size
+	shift       int64          // of plain clusters from multiples of the cluster size
 	order       []int64        // of the disk's clusters in the file
 	tablesLast  bool           // L2 tables lie behind the data
 	backing     string
@@ -90,8 +90,8 @@ func (d *disk) deflate(p []byte) []byte {
 	return b.Bytes()
 }
 
-// write returns the image: the header, the backing file name, the L1 table, and L2 tables and data in
-// the order asked for.
+// write returns the image: the header, the backing file name, the L1 table, and L2 tables and data
+// in the order asked for.
 func (d *disk) write() []byte {
 	f := make([]byte, 48)
 	grow := func(n, align int64) int64 {

@@ -6,3 +6,12 @@ import "io"
 
 // SetReader makes the disk be read from another file than the one that was checked.
 func SetReader(m *Metadata, r io.ReaderAt) { m.r = r }
+
+// Add puts numbers into a new set of clusters and tells of each whether it was not there before.
+func Add(numbers ...int64) (fresh []bool) {
+	var s clusterSet
+	for _, n := range numbers {
+		fresh = append(fresh, s.add(n))
+	}
+	return fresh
+}

@@ -22,11 +22,20 @@ func FuzzOpen(f *testing.F) {
 		{size: 8 << 10, clusterSize: 4 << 10, tableSize: 1, headerSize: 1, order: []int64{1},
 			data: map[int64][]byte{1: {1}}, backing: "parent", features: 4},
 	} {
-		f.Add(d.write())
+		f.Add(d.write(), uint16(0), uint64(0), uint16(0), uint64(0))
 	}
+	f.Add(small().write(), uint16(smallL1/8+1), uint64(smallL2), uint16(smallL2/8), uint64(smallData+4096))
 	parent := memory(bytes.Repeat([]byte{1, 0}, 3<<10))
 	clear(parent[1024:2048])
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, b []byte, at uint16, with uint64, at2 uint16, with2 uint64) {
+		// Besides any bytes, two numbers are changed: entries of tables that make sense are rare
+		// otherwise.
+		b = bytes.Clone(b)
+		for pos, v := range map[int]uint64{int(at) * 8: with, int(at2) * 8: with2} {
+			if pos > 0 && pos+8 <= len(b) {
+				le.PutUint64(b[pos:], v)
+			}
+		}
 		m, err := qed.Preflight(context.Background(), bytes.NewReader(b), int64(len(b)), qed.Options{AllowParent: true})
 		if err != nil {
 			return

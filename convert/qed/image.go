@@ -11,8 +11,8 @@ import (
 	"github.com/lima-vm/go-qcow2reader/lru"
 )
 
-// Image is an open QED disk. It implements image.Image; ReadAt and Extent are safe for concurrent use.
-// Its memory is a cache of table pages of fixed size.
+// Image is an open QED disk. It implements image.Image; ReadAt and Extent are safe for concurrent
+// use. Its memory is a cache of table pages of fixed size.
 type Image struct {
 	m      *Metadata
 	parent image.Image               // what is not allocated here, nil = zeros
@@ -22,8 +22,8 @@ type Image struct {
 
 var _ image.Image = (*Image)(nil)
 
-// Table pages kept in memory: at most 256 KiB of the L1 table, and 1 MiB of L2 tables, which maps 8 GiB
-// with clusters of 64 KiB.
+// Table pages kept in memory: at most 256 KiB of the L1 table, and 1 MiB of L2 tables, which maps 8
+// GiB with clusters of 64 KiB.
 const (
 	l1Pages = 4
 	l2Pages = 16
@@ -32,9 +32,9 @@ const (
 // TableBytes returns how many bytes of mapping tables a reader keeps in memory at most.
 func (m *Metadata) TableBytes() int64 { return (l1Pages + l2Pages) * m.pageBytes() }
 
-// Open returns a reader of the checked image. The parent gives what is not allocated in it; it must be
-// given if and only if the image has a backing file. It may be shorter than the image, and then reads
-// as zeros behind its end, or longer. Open takes over neither the file nor the parent.
+// Open returns a reader of the checked image. The parent gives what is not allocated in it; it must
+// be given if and only if the image has a backing file. It may be shorter than the image, and then
+// reads as zeros behind its end, or longer. Open takes over neither the file nor the parent.
 func (m *Metadata) Open(parent image.Image) (image.Image, error) {
 	if (parent != nil) != (m.BackingFile != "") {
 		return nil, fmt.Errorf("backing file %q, but parent given: %t", m.BackingFile, parent != nil)
@@ -88,8 +88,8 @@ type page struct {
 	offset int64 // in the file
 }
 
-// at returns the rest of the cluster at off, or of the range without L2 table, which must lie within
-// the disk ("Tables").
+// at returns the rest of the cluster at off, or of the range without L2 table, which must lie
+// within the disk ("Tables").
 func (c *cursor) at(off int64) (segment, error) {
 	m := c.img.m
 	cluster, within := off>>m.clusterBits, off&(m.BlockSize-1)
@@ -139,8 +139,8 @@ func (p *page) entry(cache *lru.Cache[int64, []byte], m *Metadata, table, index 
 	return binary.LittleEndian.Uint64(p.bytes[within:]), nil
 }
 
-// run returns what is at off and stored alike, at most n bytes of it. Data is alike as long as it is
-// in one piece in the file.
+// run returns what is at off and stored alike, at most n bytes of it. Data is alike as long as it
+// is in one piece in the file.
 func (c *cursor) run(off, n int64) (segment, error) {
 	s, err := c.at(off)
 	if err != nil {
@@ -209,8 +209,9 @@ func (img *Image) readParent(p []byte, off int64) error {
 	return nil
 }
 
-// Extent returns the first run of start..start+length, which must lie within the disk, that is stored
-// alike. What is zero without being allocated here or in a parent is reported as not allocated.
+// Extent returns the first run of start..start+length, which must lie within the disk, that is
+// stored alike. What is zero without being allocated here or in a parent is reported as not
+// allocated.
 func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.Size() || length > img.Size()-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",

@@ -96,8 +96,8 @@ func pattern(rnd *rand.Rand, name string, size int64) []byte {
 	return p
 }
 
-// TestAgainstQEMU compares disks that qemu-img writes with what they were made of. QEMU cannot open what
-// it makes itself with tables of one cluster, so there is no such disk here.
+// TestAgainstQEMU compares disks that qemu-img writes with what they were made of. QEMU cannot open
+// what it makes itself with tables of one cluster, so there is no such disk here.
 func TestAgainstQEMU(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(5, 6))
 	for _, size := range []int64{512, 1 << 20, 5<<20 + 512, 12<<20 - 1024} {
@@ -126,8 +126,8 @@ func TestAgainstQEMU(t *testing.T) {
 	}
 }
 
-// TestChainOfQEMU compares an overlay that QEMU wrote, with zeros over data and a shorter parent, with
-// what QEMU reads of it.
+// TestChainOfQEMU compares an overlay that QEMU wrote, with zeros over data and a shorter parent,
+// with what QEMU reads of it.
 func TestChainOfQEMU(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	dir := t.TempDir()
@@ -153,8 +153,8 @@ func TestChainOfQEMU(t *testing.T) {
 	}
 }
 
-// TestQEMUReads compares disks of this test's writer with what qemu-img reads of them, so that writer
-// and reader do not share a mistake.
+// TestQEMUReads compares disks of this test's writer with what qemu-img reads of them, so that
+// writer and reader do not share a mistake.
 func TestQEMUReads(t *testing.T) {
 	dir := t.TempDir()
 	path, back := filepath.Join(dir, "disk"), filepath.Join(dir, "back")

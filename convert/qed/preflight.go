@@ -29,8 +29,8 @@ type Metadata struct {
 	Features    []string // in the terms of the format
 	Warnings    []string // what the user should know
 
-	// BackingFile is the name of the backing file as stored, "" if there is none. It is a string of the
-	// image's author. BackingFormat is "raw" if the image says so, or "" if it says nothing.
+	// BackingFile is the name of the backing file as stored, "" if there is none. It is a string of
+	// the image's author. BackingFormat is "raw" if the image says so, or "" if it says nothing.
 	BackingFile   string
 	BackingFormat string
 
@@ -44,11 +44,12 @@ type Metadata struct {
 	l1Used      int64 // entries that map the disk
 }
 
-// Preflight checks the image in the size bytes of r: the header, the L1 table and every L2 entry that
-// the disk uses. A bad or unsupported image gives an [*Error]; errors of reading are returned as they
-// are.
+// Preflight checks the image in the size bytes of r: the header, the L1 table and every L2 entry
+// that the disk uses. A bad or unsupported image gives an [*Error]; errors of reading are returned
+// as they are.
 //
-// It reads every table once, and keeps one bit per cluster of the file while it runs, at most 64 MiB.
+// It reads every table once, and keeps one bit per cluster of the file while it runs, at most 64
+// MiB.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{r: r, fileSize: size, SectorSize: sectorSize}
 	if err := m.readHeader(o); err != nil {
@@ -255,8 +256,8 @@ func (w *walker) useTable(what string, offset int64) error {
 	return nil
 }
 
-// table checks the L2 table at the offset, whose first entry is that of the disk's cluster first. What
-// is behind the end of the disk is never read.
+// table checks the L2 table at the offset, whose first entry is that of the disk's cluster first.
+// What is behind the end of the disk is never read.
 func (w *walker) table(ctx context.Context, offset, first, clusters int64) error {
 	m := w.m
 	for pos, end := offset, offset+min(m.entries(), clusters-first)*8; pos < end; {

@@ -2,9 +2,9 @@
 
 // Package qed reads QEMU enhanced disks (QED), as specified in QEMU's docs/interop/qed_spec.txt.
 //
-// [Preflight] checks everything that an image says about itself, from the header to the last entry of
-// the L2 tables, and [Metadata.Open] builds a reader of an image that passed. All numbers of the format
-// are little-endian. A table is one or several clusters in one piece.
+// [Preflight] checks everything that an image says about itself, from the header to the last entry
+// of the L2 tables, and [Metadata.Open] builds a reader of an image that passed. All numbers of the
+// format are little-endian. A table is one or several clusters in one piece.
 package qed
 
 import (
@@ -29,8 +29,8 @@ const (
 	maxClusterSize = 1 << 26
 	maxTableSize   = 16
 	maxBackingName = 1023
-	// maxClusters bounds what keeps track of the file's clusters to 64 MiB. With the usual clusters of
-	// 64 KiB that is a file of 32 TiB.
+	// maxClusters bounds what keeps track of the file's clusters to 64 MiB. With the usual clusters
+	// of 64 KiB that is a file of 32 TiB.
 	maxClusters = 1 << 29
 )
 
@@ -74,8 +74,8 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 	return fmt.Errorf("%d bytes at offset %d: %w", len(p), off, err)
 }
 
-// clusterSet is a set of cluster numbers, a bit each. It has memory only for the neighbourhoods of the
-// clusters that it was given.
+// clusterSet is a set of cluster numbers, a bit each. It has memory only for the neighbourhoods of
+// the clusters that it was given.
 type clusterSet struct {
 	pages map[int64]*clusterPage
 	last  *clusterPage

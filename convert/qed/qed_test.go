@@ -211,8 +211,8 @@ func TestReadsConcurrently(t *testing.T) {
 	wg.Wait()
 }
 
-// small is a disk with two L2 tables. In the file: the header, the L1 table at 4096, the L2 tables at
-// 8192 and 12288, and the clusters 513, 0 and 1 of the disk from 16384 on.
+// small is a disk with two L2 tables. In the file: the header, the L1 table at 4096, the L2 tables
+// at 8192 and 12288, and the clusters 513, 0 and 1 of the disk from 16384 on.
 func small() *disk {
 	return &disk{size: 3 << 20, clusterSize: 4 << 10, tableSize: 1, headerSize: 1, order: []int64{513, 0, 1, 2},
 		data: map[int64][]byte{513: {1}, 0: {2}, 1: bytes.Repeat([]byte{3}, 4<<10)}, zeros: map[int64]bool{2: true}}
@@ -539,6 +539,54 @@ func BenchmarkRead(b *testing.B) {
 			if _, err := img.ReadAt(p, off); err != nil {
 				b.Fatal(err)
 			}
+		}
+	}
+}
+
+// The set of what is used in the file keeps numbers apart that are far from each other.
+func TestSet(t *testing.T) {
+	const page = 4096 * 8
+	got := qed.Add(0, page, 63, 64, 0, page+1, page, 5*page, 1, page+63, page-1, 5*page)
+	want := []bool{true, true, true, true, false, true, false, true, true, true, true, false}
+	if !slices.Equal(got, want) {
+		t.Errorf("%t, want %t", got, want)
+	}
+}
+
+// What is mapped behind the end of the disk is nobody's data, so it does not matter.
+func TestIgnoresWhatIsBehindTheEnd(t *testing.T) {
+	// The disk ends between these two.
+	for pos, ok := range map[int]bool{8192 + 255*8: false, 8192 + 256*8: true} {
+		_, _, err := open(put64(pos, 1<<40)(small().write()), nil)
+		if (err == nil) != ok {
+			t.Errorf("entry at %d: %v", pos, err)
+		}
+	}
+}
+
+// Only the second of three L2 tables exists, and only its first entry.
+func TestRangesWithoutTable(t *testing.T) {
+	const span, cluster = 2 << 20, 4096
+	d := &disk{size: 6 << 20, clusterSize: 4 << 10, tableSize: 1, headerSize: 1, order: []int64{512}, data: map[int64][]byte{512: {1}}}
+	img, _, err := open(d.write(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for start, want := range map[int64]image.Extent{
+		0:                  {Length: span, Zero: true},
+		cluster + 5:        {Length: span - cluster - 5, Zero: true},
+		span:               {Length: cluster, Allocated: true},
+		span + 5:           {Length: cluster - 5, Allocated: true},
+		span + cluster:     {Length: 2*span - cluster, Zero: true},
+		2*span + cluster/2: {Length: span - cluster/2, Zero: true},
+	} {
+		want.Start = start
+		if e, err := img.Extent(start, img.Size()-start); err != nil || e != want {
+			t.Errorf("%+v, %v, want %+v", e, err, want)
+		}
+		p := make([]byte, img.Size()-start)
+		if _, err := img.ReadAt(p, start); err != nil || !bytes.Equal(p, d.content(nil)[start:]) {
+			t.Errorf("what is behind %d differs: %v", start, err)
 		}
 	}
 }

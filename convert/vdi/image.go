@@ -12,8 +12,8 @@ import (
 	"github.com/lima-vm/go-qcow2reader/lru"
 )
 
-// Image is an open VDI disk. It implements image.Image; ReadAt and Extent are safe for concurrent use.
-// Its memory is a cache of pages of the block map of fixed size.
+// Image is an open VDI disk. It implements image.Image; ReadAt and Extent are safe for concurrent
+// use. Its memory is a cache of pages of the block map of fixed size.
 type Image struct {
 	m     *Metadata
 	table *lru.Cache[int64, []byte] // pages of the block map by index
@@ -28,8 +28,8 @@ const tablePages = 16
 // TableBytes returns how many bytes of mapping tables a reader keeps in memory at most.
 func (m *Metadata) TableBytes() int64 { return min(m.blocks*4, tablePages*tablePage) }
 
-// Open returns a reader of the checked image. VDI disks that are read have no parent, so it must be nil.
-// Open does not take over the file.
+// Open returns a reader of the checked image. VDI disks that are read have no parent, so it must be
+// nil. Open does not take over the file.
 func (m *Metadata) Open(parent image.Image) (image.Image, error) {
 	if parent != nil {
 		return nil, errors.New("a VDI disk has no parent, but one is given")
@@ -92,8 +92,8 @@ func (c *cursor) at(off int64) (segment, error) {
 	return s, nil
 }
 
-// run returns what is at off and stored alike, at most n bytes of it. Data is alike as long as it is
-// in one piece in the file.
+// run returns what is at off and stored alike, at most n bytes of it. Data is alike as long as it
+// is in one piece in the file.
 func (c *cursor) run(off, n int64) (segment, error) {
 	s, err := c.at(off)
 	if err != nil {
@@ -163,8 +163,8 @@ func (img *Image) ReadAt(p []byte, off int64) (int, error) {
 	return len(want), nil
 }
 
-// readData reads p at the offset host of the file. The block that the end of the file cuts has zeros
-// behind it.
+// readData reads p at the offset host of the file. The block that the end of the file cuts has
+// zeros behind it.
 func (img *Image) readData(p []byte, host int64) error {
 	inFile := min(int64(len(p)), max(0, img.m.fileSize-host))
 	if inFile == 0 && host >= roundUp(img.m.fileSize-img.m.dataOffset, img.m.BlockSize)+img.m.dataOffset {
@@ -177,8 +177,9 @@ func (img *Image) readData(p []byte, host int64) error {
 	return nil
 }
 
-// Extent returns the first run of start..start+length, which must lie within the disk, that is stored
-// alike. What was discarded is reported as allocated zeros, what was never written as not allocated.
+// Extent returns the first run of start..start+length, which must lie within the disk, that is
+// stored alike. What was discarded is reported as allocated zeros, what was never written as not
+// allocated.
 func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.Size() || length > img.Size()-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",

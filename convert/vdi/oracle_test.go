@@ -184,8 +184,8 @@ func TestAgainstQEMU(t *testing.T) {
 	}
 }
 
-// TestQEMUReads compares disks of this test's writer with what qemu-img reads of them, so that writer
-// and reader do not share a mistake. QEMU knows only blocks of 1 MiB.
+// TestQEMUReads compares disks of this test's writer with what qemu-img reads of them, so that
+// writer and reader do not share a mistake. QEMU knows only blocks of 1 MiB.
 func TestQEMUReads(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		skip(t, "there is no qemu-img")
@@ -219,8 +219,8 @@ func TestQEMUReads(t *testing.T) {
 	}
 }
 
-// TestHugeMap checks a disk of 64 TiB, whose map alone has 256 MiB: it must take neither long nor much
-// memory. The map is made up, not stored.
+// TestHugeMap checks a disk of 64 TiB, whose map alone has 256 MiB: it must take neither long nor
+// much memory. The map is made up, not stored.
 func TestHugeMap(t *testing.T) {
 	d := &disk{size: 1 << 20, blockSize: 1 << 20, blocks: map[int64][]byte{0: {1}}, order: []int64{0}}
 	f := d.write()

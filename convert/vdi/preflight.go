@@ -36,15 +36,16 @@ type Metadata struct {
 	dataOffset int64
 }
 
-// remedyFlatten says how to get a disk that stands alone. Only VirtualBox knows where the parents are:
-// the file does not name them, and qemu-img does not read it either.
+// remedyFlatten says how to get a disk that stands alone. Only VirtualBox knows where the parents
+// are: the file does not name them, and qemu-img does not read it either.
 const remedyFlatten = "flatten it where its parents are, with `VBoxManage clonemedium disk CHILD.vdi WHOLE.vdi`, " +
 	"and import the result (qemu-img cannot flatten it)"
 
-// Preflight checks the image in the size bytes of r: the header and every entry of the block map. A bad
-// or unsupported image gives an [*Error]; errors of reading are returned as they are.
+// Preflight checks the image in the size bytes of r: the header and every entry of the block map. A
+// bad or unsupported image gives an [*Error]; errors of reading are returned as they are.
 //
-// It reads the block map once, and keeps one bit per block of the file while it runs, at most 64 MiB.
+// It reads the block map once, and keeps one bit per block of the file while it runs, at most 64
+// MiB.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{r: r, fileSize: size, SectorSize: sectorSize}
 	if err := m.readHeader(o); err != nil {

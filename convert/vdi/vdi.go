@@ -3,8 +3,8 @@
 // Package vdi reads VirtualBox disk images (VDI) of version 1.1, as the headers of VirtualBox's own
 // storage code define them: dynamic and static ones.
 //
-// [Preflight] checks everything that an image says about itself, from the header to the last entry of
-// the block map, and [Metadata.Open] builds a reader of an image that passed. All numbers of the
+// [Preflight] checks everything that an image says about itself, from the header to the last entry
+// of the block map, and [Metadata.Open] builds a reader of an image that passed. All numbers of the
 // format are little-endian.
 package vdi
 

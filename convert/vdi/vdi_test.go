@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -446,5 +447,15 @@ func BenchmarkRead(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+	}
+}
+
+// The set of what is used in the file keeps numbers apart that are far from each other.
+func TestSet(t *testing.T) {
+	const page = 4096 * 8
+	got := vdi.Add(0, page, 63, 64, 0, page+1, page, 5*page, 1, page+63, page-1, 5*page)
+	want := []bool{true, true, true, true, false, true, false, true, true, true, true, false}
+	if !slices.Equal(got, want) {
+		t.Errorf("%t, want %t", got, want)
 	}
 }
