@@ -58,7 +58,8 @@ var ofTheProcess = map[string][]string{
 	"log/slog": {"Debug", "DebugContext", "Info", "InfoContext", "Warn", "WarnContext", "Error", "ErrorContext",
 		"Log", "LogAttrs", "Default", "SetDefault", "With"},
 	"os": {"Args", "Clearenv", "Environ", "Exit", "ExpandEnv", "Getenv", "LookupEnv", "Setenv", "Stderr", "Stdin",
-		"Stdout", "Unsetenv", "UserCacheDir", "UserConfigDir", "UserHomeDir"},
+		"Stdout", "TempDir", "Unsetenv", "UserCacheDir", "UserConfigDir", "UserHomeDir"},
+	"net/http": {"DefaultClient", "DefaultTransport", "Get", "Head", "Post", "PostForm", "ProxyFromEnvironment"},
 	"syscall": {"Environ", "Exit", "Getenv", "Setenv", "Stderr", "Stdin", "Stdout"},
 }
 

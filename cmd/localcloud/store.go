@@ -18,6 +18,7 @@ import (
 	"github.com/versity/versitygw/backend"
 	"github.com/versity/versitygw/backend/meta"
 	"github.com/versity/versitygw/backend/posix"
+	"github.com/versity/versitygw/s3err"
 	"github.com/versity/versitygw/s3response"
 )
 
@@ -190,27 +191,35 @@ func (s *sparseStore) putZeroPart(ctx context.Context, in *s3.UploadPartCopyInpu
 	part := filepath.Join(dir, *in.UploadId, strconv.Itoa(int(*in.PartNumber)))
 	f, err := os.CreateTemp(filepath.Join(s.root, *in.Bucket, dir), "zero-")
 	if err != nil {
-		return s3response.CopyPartResult{}, fmt.Errorf("create a part of zeros: %w", err)
+		return s3response.CopyPartResult{}, partError(in, "create", err)
 	}
 	defer os.Remove(f.Name()) // after the renaming there's nothing of that name
 	defer f.Close()
 	if err := f.Truncate(length); err != nil {
-		return s3response.CopyPartResult{}, fmt.Errorf("create a part of zeros: %w", err)
+		return s3response.CopyPartResult{}, partError(in, "create", err)
 	}
 	etag := `"` + sums.md5 + `"`
 	if err := errors.Join(
 		s.meta.StoreAttribute(f, *in.Bucket, part, attrPartCRC64, []byte(sums.crc64)),
 		s.meta.StoreAttribute(f, *in.Bucket, part, attrETag, []byte(etag)),
 	); err != nil {
-		return s3response.CopyPartResult{}, err
+		return s3response.CopyPartResult{}, partError(in, "describe", err)
 	}
 	if err := f.Close(); err != nil {
-		return s3response.CopyPartResult{}, fmt.Errorf("store a part of zeros: %w", err)
+		return s3response.CopyPartResult{}, partError(in, "store", err)
 	}
 	if err := os.Rename(f.Name(), filepath.Join(s.root, *in.Bucket, part)); err != nil {
-		return s3response.CopyPartResult{}, fmt.Errorf("store a part of zeros: %w", err)
+		return s3response.CopyPartResult{}, partError(in, "store", err)
 	}
 	return s3response.CopyPartResult{ETag: &etag, LastModified: time.Now()}, nil
+}
+
+// partError is an error of making a part. An upload that was aborted meanwhile has no folder any more.
+func partError(in *s3.UploadPartCopyInput, what string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return s3err.GetNoSuchUploadErr(*in.UploadId)
+	}
+	return fmt.Errorf("%s a part of zeros: %w", what, err)
 }
 
 // appendSparse adds the content of src at the end of dst, holes as holes.
