@@ -107,13 +107,11 @@ func (s *sparse) useFooter(p []byte, at int64) error {
 // walkMarkers goes through the stream from marker to marker up to its end, and puts what grains there
 // are in the index. It returns where the footer is, 0 if there is none.
 //
+// The limits of the grain directory and of grain tables keep the numbers of grains below 2^32.
+//
 // It reads a sector per grain, so it takes time by the length of the file. A stream that ends without an
 // end-of-stream marker was cut off.
 func (s *sparse) walkMarkers(ctx context.Context) (footer int64, err error) {
-	grains := (s.capacity-1)/s.grain + 1
-	if grains > 1<<32 {
-		return 0, bad("it has no grain directory, and its capacity of %d bytes is too large to make one", s.capacity)
-	}
 	s.index = []uint64{}
 	sorted := true
 	p := make([]byte, sectorSize)

@@ -186,6 +186,9 @@ func (e *extent) writeHosted() []byte {
 		maps = append(maps, alloc())
 	}
 	f.grow(e.shift * 512)
+	if f.sector() == 1 {
+		f.grow(512) // no grain can be there, since a table could not tell it from zeros
+	}
 	overhead := f.sector()
 	places := make(map[int64]uint64)
 	for _, i := range e.order {
@@ -233,6 +236,9 @@ func (f *image) marker(value uint64, kind uint32) {
 
 func (e *extent) writeStream() []byte {
 	f := e.begin()
+	if e.descr == "" {
+		f.grow(512) // as above
+	}
 	overhead := f.sector()
 	places := make(map[int64]uint64)
 	for _, i := range e.order {
