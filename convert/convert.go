@@ -13,20 +13,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/lima-vm/go-qcow2reader/image"
-
-	"github.com/imsprep/imsprep/convert/qcow2"
-	"github.com/imsprep/imsprep/convert/raw"
-)
-
-// Format names that [OpenOptions].Format accepts.
-const (
-	FormatQCOW2 = "qcow2"
-	FormatRAW   = "raw"
 )
 
 // DefaultMaxVirtualSize is the largest virtual size in bytes that [Open] accepts unless told
@@ -34,26 +25,28 @@ const (
 // block counts stay far from the limits of their types.
 const DefaultMaxVirtualSize = 64 << 40
 
-// maxChainDepth bounds a backing chain: a chain this long is a mistake or an attack.
-const maxChainDepth = 64
-
 // OpenOptions says what [Open] may do. The zero value is the safe choice.
 type OpenOptions struct {
-	// Format is the source's format, one of [FormatNames]; "" finds it by content.
+	// Format is the image's format, one of [FormatNames]; "" finds it by content.
 	Format string
-	// AllowBacking permits backing files, which must be regular files with plain names in the folder
-	// of the file that names them, or in one of BackingDirs.
+	// AllowBacking permits backing files and parent disks, which must be regular files with plain
+	// names in the folder of the file that names them, or in one of BackingDirs.
 	AllowBacking bool
-	// BackingDirs are further folders where backing files may lie.
+	// BackingDirs are further folders where backing files and parent disks may lie.
 	BackingDirs []string
 	// Force accepts an image that says of itself that it is damaged but that is readable.
 	Force bool
+	// OriginalSize takes the size of the disk that a ZVHD or ZVHD2 image was made from, instead of the
+	// size that the cloud shows, which is the original one rounded up to whole GiB.
+	OriginalSize bool
+	// ScratchDir is a folder for the unpacked copy of a compressed image, which takes as much room as
+	// the image has data and is gone when the disk is closed; "" = compressed images are refused.
+	ScratchDir string
+	// ArchiveDisk is the name of a disk's file in an archive that has several, such as an OVA.
+	ArchiveDisk string
 	// MaxVirtualSize is the largest accepted virtual size in bytes; 0 means [DefaultMaxVirtualSize].
 	MaxVirtualSize int64
 }
-
-// FormatNames lists the values of [OpenOptions].Format, sorted.
-func FormatNames() []string { return []string{FormatQCOW2, FormatRAW} }
 
 // RefusedError says that a disk image is damaged, hostile, not supported, or needs something that
 // was not allowed.
@@ -64,6 +57,8 @@ type RefusedError struct {
 	Remedy string // what to do next, "" if nothing helps
 	Need   Need   // what would let the disk be opened, "" if nothing would
 	Err    error  // the cause, may be nil
+
+	missing bool // a file that it needs was not found
 }
 
 // Need is what a refused disk lacks, for a caller who can name the option that gives it.
@@ -74,6 +69,8 @@ const (
 	NeedBacking Need = "backing" // [OpenOptions].AllowBacking: it is based on other files
 	NeedFormat  Need = "format"  // [OpenOptions].Format: its content does not tell
 	NeedForce   Need = "force"   // [OpenOptions].Force: it is marked as damaged
+	NeedScratch Need = "scratch" // [OpenOptions].ScratchDir: it must be unpacked first
+	NeedDisk    Need = "disk"    // [OpenOptions].ArchiveDisk: there are several
 )
 
 // Error gives path, format, reason and remedy in one line.
@@ -93,29 +90,37 @@ func (e *RefusedError) Error() string {
 // Unwrap returns the cause.
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// Info describes an open disk.
+// Info describes an open disk. Of what a format does not have, the field is empty.
 type Info struct {
-	Path        string   `json:"path"`
-	Format      string   `json:"format"`
-	Variant     string   `json:"variant,omitempty"`      // for example "version 3"
-	VirtualSize int64    `json:"virtual_size"`           // bytes of the disk
-	FileSize    int64    `json:"file_size"`              // length of the file in bytes
-	DiskSize    int64    `json:"disk_size,omitempty"`    // bytes the file occupies, 0 if not known
-	MappedSize  int64    `json:"mapped_size,omitempty"`  // bytes of the disk that this file maps to data
-	ClusterSize int64    `json:"cluster_size,omitempty"` // bytes
-	Compression string   `json:"compression,omitempty"`  // of compressed clusters: "zlib" or "zstd"
-	Compressed  int64    `json:"compressed_clusters"`    // number of compressed clusters
-	Features    []string `json:"features,omitempty"`     // as the format names them
-	Backing     []string `json:"backing,omitempty"`      // files of the chain, nearest first
-	Snapshots   int      `json:"snapshots"`              // internal snapshots, which are not converted
-	Warnings    []string `json:"warnings,omitempty"`     // what the user should know
+	Path         string   `json:"path"`
+	Wrapped      []string `json:"wrapped_in,omitempty"` // what the image is wrapped in, outermost first
+	Member       string   `json:"member,omitempty"`     // the image's file in an archive
+	Format       string   `json:"format"`
+	Variant      string   `json:"variant,omitempty"`       // in the terms of the format
+	Creator      string   `json:"creator,omitempty"`       // the program that wrote the image
+	VirtualSize  int64    `json:"virtual_size"`            // bytes of the disk
+	OriginalSize int64    `json:"original_size,omitempty"` // bytes of the disk that a ZVHD or ZVHD2 was made from
+	FileSize     int64    `json:"file_size"`               // length of the file in bytes
+	DiskSize     int64    `json:"disk_size,omitempty"`     // bytes the file occupies, 0 if not known
+	MappedSize   int64    `json:"mapped_size,omitempty"`   // bytes of the disk that this file maps to data
+	ClusterSize  int64    `json:"cluster_size,omitempty"`  // bytes of a cluster, grain or block
+	SectorSize   int      `json:"sector_size,omitempty"`   // bytes of a logical sector
+	Compression  string   `json:"compression,omitempty"`   // of compressed clusters: "zlib" or "zstd"
+	Compressed   int64    `json:"compressed_clusters"`     // number of compressed clusters, as far as it is known
+	Features     []string `json:"features,omitempty"`      // as the format names them
+	Extents      []string `json:"extent_files,omitempty"`  // further files that the disk's data is in
+	Backing      []string `json:"backing,omitempty"`       // files of the chain, nearest first
+	Snapshots    int      `json:"snapshots"`               // internal snapshots, which are not converted
+	Warnings     []string `json:"warnings,omitempty"`      // what the user should know
 }
 
 // Disk is an open disk image. It implements image.Image of go-qcow2reader; ReadAt and Extent are
 // safe for concurrent use.
 type Disk struct {
 	img   image.Image
-	files []*sourceFile // the image and then its backing files
+	in    *input
+	files []*sourceFile // every file that was opened, the image's own first
+	temps []io.Closer   // unpacked copies
 	info  Info
 
 	closeOnce sync.Once
@@ -124,16 +129,20 @@ type Disk struct {
 
 var _ image.Image = (*Disk)(nil)
 
-// Open opens the disk image at path for reading. It opens no other file unless AllowBacking is set.
+// Open opens the disk image at path for reading. It opens no other file unless AllowBacking is set,
+// but for those that hold the disk's own data: the extents of a VMDK and the disk of an OVF, which
+// must be regular files with plain names in the folder of the file that names them.
 //
 // The image is checked completely before it is read: every header field and every mapping table. A
 // bad image gives a [*RefusedError]; a file that cannot be opened or read gives the plain error.
 func Open(ctx context.Context, path string, o OpenOptions) (*Disk, error) {
-	switch o.Format {
-	case "", FormatQCOW2, FormatRAW:
-	default:
-		return nil, fmt.Errorf("open %q: unknown format %q, want one of %s",
-			path, o.Format, strings.Join(FormatNames(), ", "))
+	if o.Format != "" {
+		f, ok := lookupFormat(o.Format)
+		if !ok {
+			return nil, fmt.Errorf("open %q: unknown format %q, want one of %s",
+				path, o.Format, strings.Join(FormatNames(), ", "))
+		}
+		o.Format = f.name
 	}
 	if o.MaxVirtualSize < 0 {
 		return nil, fmt.Errorf("open %q: negative maximal virtual size", path)
@@ -159,170 +168,53 @@ func Open(ctx context.Context, path string, o OpenOptions) (*Disk, error) {
 // open builds the reader of d.files[0] and of what it is based on.
 func (d *Disk) open(ctx context.Context, o OpenOptions) error {
 	f := d.files[0]
-	format, warnings, err := chooseFormat(f, o.Format)
+	in, err := d.unwrap(ctx, f.input(), o)
 	if err != nil {
 		return err
 	}
-	d.info = Info{
-		Path: f.path, Format: format, FileSize: f.size, DiskSize: f.allocated, Warnings: warnings,
-	}
-	d.img, err = d.openFormat(ctx, f, format, o, &d.info)
+	d.in = in
+	format, warnings, err := chooseFormat(in, o.Format)
 	if err != nil {
 		return err
 	}
-	d.info.VirtualSize = d.img.Size()
-	for _, parent := range d.files[1:] {
-		d.info.Backing = append(d.info.Backing, parent.path)
+	c := &chain{d: d, o: o}
+	top, img, err := c.open(ctx, in, format, nil)
+	if err != nil {
+		return err
 	}
+	d.img = img
+	info := top.info
+	info.Path, info.Wrapped, info.Member, info.Format = f.path, in.wrapped, in.member, format.name
+	info.VirtualSize, info.FileSize, info.DiskSize = img.Size(), f.size, f.allocated
+	info.Extents, info.Backing = c.extents, c.backing
+	info.Warnings = slices.Concat(d.info.Warnings, warnings, info.Warnings, c.warnings)
+	d.info = info
 	return nil
 }
 
-// openFormat opens f, which is known to be of the format, and its backing chain. It fills in info
-// unless that is nil.
-func (d *Disk) openFormat(
-	ctx context.Context, f *sourceFile, format string, o OpenOptions, info *Info,
-) (image.Image, error) {
-	if format == FormatRAW {
-		if f.size == 0 {
-			return nil, &RefusedError{Path: f.path, Format: format, Reason: "the file is empty"}
-		}
-		if f.size > o.MaxVirtualSize {
-			return nil, &RefusedError{Path: f.path, Format: format, Reason: fmt.Sprintf(
-				"virtual size %d is above the limit of %d bytes", f.size, o.MaxVirtualSize)}
-		}
-		img, err := raw.New(f.file, f.size, f.regular)
-		if err != nil {
-			return nil, fmt.Errorf("open %q: %w", f.path, err)
-		}
-		if info != nil && f.size%512 != 0 {
-			info.Warnings = append(info.Warnings, fmt.Sprintf(
-				"the size of %d bytes is not a multiple of 512; it is kept as it is", f.size))
-		}
-		return img, nil
-	}
-	meta, err := qcow2.Preflight(ctx, f.file, f.size, qcow2.Options{
-		AllowBacking:   true, // openBacking decides
-		Force:          o.Force,
-		MaxVirtualSize: o.MaxVirtualSize,
-	})
-	if err != nil {
-		return nil, f.refuse(format, err)
-	}
-	if info != nil {
-		info.Variant = fmt.Sprintf("version %d", meta.Version)
-		info.ClusterSize = meta.ClusterSize
-		info.Compression = meta.Compression
-		info.Compressed = meta.CompressedClusters
-		info.MappedSize = meta.MappedBytes
-		info.Features = meta.Features
-		info.Snapshots = meta.Snapshots
-		info.Warnings = append(info.Warnings, meta.Warnings...)
-	}
-	var parent image.Image
-	if meta.BackingFile != "" {
-		if parent, err = d.openBacking(ctx, f, meta, o); err != nil {
-			return nil, err
-		}
-	}
-	img, err := meta.Open(parent)
-	if err != nil {
-		return nil, f.refuse(format, err)
-	}
-	return img, nil
-}
-
-// openBacking opens the file that the QCOW2 image child names as its backing file.
-func (d *Disk) openBacking(
-	ctx context.Context, child *sourceFile, meta *qcow2.Metadata, o OpenOptions,
-) (image.Image, error) {
-	refuse := func(remedy, reason string, args ...any) error {
-		return &RefusedError{Path: child.path, Format: FormatQCOW2,
-			Reason: fmt.Sprintf(reason, args...), Remedy: remedy}
-	}
-	name := meta.BackingFile
-	if !o.AllowBacking {
-		return nil, &RefusedError{Path: child.path, Format: FormatQCOW2, Need: NeedBacking,
-			Reason: fmt.Sprintf("it has a backing file %q, and backing files are not followed unless allowed", name),
-			Remedy: "allow backing files if you trust the image, or make it self-contained with " +
-				"`qemu-img convert -O qcow2`"}
-	}
-	switch meta.BackingFormat {
-	case FormatQCOW2, FormatRAW:
-	case "":
-		return nil, refuse("state it with `qemu-img rebase -u -F FORMAT -b BACKING IMAGE`",
-			"it does not state the format of its backing file %q", name)
-	default:
-		return nil, refuse("flatten the image with `qemu-img convert`",
-			"its backing file %q is said to be of the format %q, which cannot be read",
-			name, meta.BackingFormat)
-	}
-	if err := checkPlainName(name); err != nil {
-		return nil, refuse("put the file beside the image and name it with "+
-			"`qemu-img rebase -u -F FORMAT -b NAME IMAGE`", "its backing file %q %v", name, err)
-	}
-	if len(d.files) > maxChainDepth {
-		return nil, refuse("flatten the image with `qemu-img convert`",
-			"its backing chain is longer than %d files", maxChainDepth)
-	}
-	f, err := openSibling(append([]string{filepath.Dir(child.path)}, o.BackingDirs...), name)
-	if err != nil {
-		var refused *siblingError
-		if errors.As(err, &refused) {
-			return nil, refuse("", "its backing file %q %s", name, refused.reason)
-		}
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, refuse("put the file beside the image or name its folder",
-				"its backing file %q was not found", name)
-		}
-		return nil, fmt.Errorf("open the backing file of %q: %w", child.path, err)
-	}
-	for _, seen := range d.files {
-		if os.SameFile(seen.info, f.info) {
-			_ = f.file.Close()
-			return nil, refuse("", "its backing chain contains %q twice", name)
-		}
-	}
-	d.files = append(d.files, f)
-	// The stated format is binding: a guest may have written anything at the start of a RAW disk.
-	_, warnings, err := chooseFormat(f, meta.BackingFormat)
-	if err != nil {
-		return nil, err
-	}
-	for _, w := range warnings {
-		d.info.Warnings = append(d.info.Warnings, fmt.Sprintf("backing file %q: %s", name, w))
-	}
-	return d.openFormat(ctx, f, meta.BackingFormat, o, nil)
-}
-
-// refuse turns a reader's complaint into a [*RefusedError] and leaves other errors what they are.
-func (f *sourceFile) refuse(format string, err error) error {
-	var bad *qcow2.Error
-	if errors.As(err, &bad) {
-		refused := &RefusedError{Path: f.path, Format: format, Reason: err.Error(), Remedy: bad.Remedy, Err: err}
-		if bad.Forcible {
-			refused.Need = NeedForce
-		}
-		return refused
-	}
-	return fmt.Errorf("read %q: %w", f.path, err)
+// warn notes what the user should know of the files that the image is in.
+func (d *Disk) warn(format string, args ...any) {
+	d.info.Warnings = append(d.info.Warnings, fmt.Sprintf(format, args...))
 }
 
 // ReadAt implements [io.ReaderAt]. It reads exactly min(len(p), size-off) bytes or fails. A damaged
 // part of the image gives a [*RefusedError].
-func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
-	n, err := d.img.ReadAt(p, off)
+func (d *Disk) ReadAt(p []byte, off int64) (n int, err error) {
+	defer d.in.recoverPanic(d.info.Format, &err)
+	n, err = d.img.ReadAt(p, off)
 	if err != nil && err != io.EOF {
-		err = d.files[0].refuse(d.info.Format, err)
+		err = d.in.refuse(d.info.Format, err)
 	}
 	return n, err
 }
 
 // Extent returns the first range of start..start+length, which must lie within the disk, whose
 // bytes are stored alike. An extent with Zero set reads as zeros.
-func (d *Disk) Extent(start, length int64) (image.Extent, error) {
-	e, err := d.img.Extent(start, length)
+func (d *Disk) Extent(start, length int64) (e image.Extent, err error) {
+	defer d.in.recoverPanic(d.info.Format, &err)
+	e, err = d.img.Extent(start, length)
 	if err != nil {
-		err = d.files[0].refuse(d.info.Format, err)
+		err = d.in.refuse(d.info.Format, err)
 	}
 	return e, err
 }
@@ -339,9 +231,9 @@ func (d *Disk) Readable() error { return nil }
 // Info describes the disk.
 func (d *Disk) Info() Info {
 	i := d.info
-	i.Features = append([]string(nil), i.Features...)
-	i.Backing = append([]string(nil), i.Backing...)
-	i.Warnings = append([]string(nil), i.Warnings...)
+	for _, list := range []*[]string{&i.Wrapped, &i.Features, &i.Extents, &i.Backing, &i.Warnings} {
+		*list = slices.Clone(*list)
+	}
 	return i
 }
 
@@ -366,12 +258,15 @@ func (d *Disk) isSource(fi os.FileInfo) bool {
 	return false
 }
 
-// Close closes every file of the disk. Closing twice is allowed.
+// Close closes every file of the disk and removes unpacked copies. Closing twice is allowed.
 func (d *Disk) Close() error {
 	d.closeOnce.Do(func() {
 		var errs []error
 		for _, f := range d.files {
 			errs = append(errs, f.file.Close())
+		}
+		for _, t := range d.temps {
+			errs = append(errs, t.Close())
 		}
 		d.closeErr = errors.Join(errs...)
 	})

@@ -4,17 +4,21 @@ package convert_test
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,9 +27,14 @@ import (
 
 func oldTime() time.Time { return time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC) }
 
-// hashDisk returns the SHA-256 of the whole disk, without reading what is known to be zero.
+// hashDisk returns the SHA-256 of the whole disk, without reading what is known to be zero, or "" for
+// a large disk that is empty: hashing the zeros of 127 GiB takes minutes and tells nothing.
 func hashDisk(t *testing.T, d *convert.Disk) string {
 	t.Helper()
+	if e, err := d.Extent(0, d.Size()); err == nil && d.Size() > 32<<30 && e.Zero && e.Length == d.Size() {
+		t.Logf("NOT HASHED: %d bytes that are known to be zero", d.Size())
+		return ""
+	}
 	h := sha256.New()
 	buf := make([]byte, 1<<20)
 	zeros := make([]byte, 1<<20)
@@ -80,8 +89,40 @@ func rows(t *testing.T, path string) []map[string]string {
 	return out
 }
 
-// TestCorpus reads real images of many origins. Every QCOW2 must have the content that its manifest
-// says; everything that is not read yet must be refused, and never be taken for RAW.
+// corpusFiles unpacks a file of the corpus and those that its manifest says belong to it into a folder
+// of their own, and returns the first one's path there.
+func corpusFiles(t *testing.T, corpus string, row map[string]string) (path string, others int) {
+	t.Helper()
+	dir := t.TempDir()
+	names := []string{row["file"]}
+	for _, m := range regexp.MustCompile(`with (\S+/\S+)`).FindAllStringSubmatch(row["note"], -1) {
+		names = append(names, m[1])
+	}
+	for i, name := range names {
+		b, err := os.ReadFile(filepath.Join(corpus, filepath.FromSlash(name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(name, ".gz") {
+			z, err := gzip.NewReader(bytes.NewReader(b))
+			if err == nil {
+				b, err = io.ReadAll(z)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		file := filepath.Join(dir, strings.TrimSuffix(filepath.Base(name), ".gz"))
+		write(t, file, b)
+		if i == 0 {
+			path = file
+		}
+	}
+	return path, len(names) - 1
+}
+
+// TestCorpus reads real images of many origins, packed and unpacked and by a name that would do for
+// RAW, too. Each must have the content that its manifest says or be refused.
 func TestCorpus(t *testing.T) {
 	dir := os.Getenv("IMSPREP_CORPUS")
 	if dir == "" {
@@ -89,26 +130,31 @@ func TestCorpus(t *testing.T) {
 	}
 	for _, row := range rows(t, filepath.Join(dir, "manifest.tsv")) {
 		t.Run(row["file"], func(t *testing.T) {
-			path := filepath.Join(dir, filepath.FromSlash(row["file"]))
-			if strings.HasSuffix(path, ".gz") {
-				var refused *convert.RefusedError
-				if _, err := convert.Open(context.Background(), path, convert.OpenOptions{}); !errors.As(err, &refused) ||
-					!strings.Contains(refused.Reason, "gzip") {
-					t.Errorf("still packed: %v, want it refused", err)
-				}
-				path = unpack(t, path)
+			packed := filepath.Join(dir, filepath.FromSlash(row["file"]))
+			path, others := corpusFiles(t, dir, row)
+			img := filepath.Join(filepath.Dir(path), "disk.img")
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
 			}
-			// With a name that would do for RAW, too.
-			for _, name := range []string{path, asIMG(t, path)} {
-				d, err := convert.Open(context.Background(), name, convert.OpenOptions{})
-				var refused *convert.RefusedError
-				if err != nil && !errors.As(err, &refused) {
-					t.Fatal(err)
+			write(t, img, b)
+			paths := []string{path, img}
+			o := convert.OpenOptions{AllowBacking: true, ScratchDir: t.TempDir()}
+			if strings.HasSuffix(packed, ".gz") {
+				refusedNeed(t, packed, convert.OpenOptions{}, convert.NeedScratch)
+				if others == 0 {
+					paths = append(paths, packed)
 				}
-				readable := strings.HasPrefix(row["file"], "qcow2/") && !strings.HasPrefix(row["raw_sha256"], "REFUSE")
-				if !readable {
+			}
+			sum := ""
+			for _, path := range paths {
+				d, err := convert.Open(context.Background(), path, o)
+				if strings.HasPrefix(row["raw_sha256"], "REFUSE") {
+					var refused *convert.RefusedError
+					if !errors.As(err, &refused) {
+						t.Errorf("got %v, want it refused", err)
+					}
 					if err == nil {
-						t.Errorf("opened as %s, want it refused", d.Type())
 						_ = d.Close()
 					}
 					continue
@@ -119,49 +165,57 @@ func TestCorpus(t *testing.T) {
 				if want := row["virtual_size"]; strconv.FormatInt(d.Size(), 10) != want {
 					t.Errorf("virtual size %d, want %s", d.Size(), want)
 				}
-				if got := hashDisk(t, d); got != row["raw_sha256"] {
-					t.Errorf("content %s, want %s", got, row["raw_sha256"])
+				// Each copy has the data of the first, whose whole content is known.
+				got := dataSum(t, d)
+				if sum == "" {
+					sum = got
+					if got, want := hashDisk(t, d), row["raw_sha256"]; got != "" && got != want {
+						t.Errorf("content %s, want %s", got, want)
+					}
+				}
+				if got != sum {
+					t.Errorf("%s has other data than %s", path, paths[0])
 				}
 				if err := errors.Join(d.CheckUnchanged(), d.Close()); err != nil {
 					t.Error(err)
 				}
 			}
+			if left, err := os.ReadDir(o.ScratchDir); err != nil || len(left) > 0 {
+				t.Errorf("left in the scratch folder: %v, %v", left, err)
+			}
 		})
 	}
 }
 
-func asIMG(t *testing.T, path string) string {
+// dataSum returns a sum of where the disk's blocks that are not zero are, and of what is in them.
+func dataSum(t *testing.T, d *convert.Disk) string {
 	t.Helper()
-	b, err := os.ReadFile(path)
+	var mu sync.Mutex
+	blocks := make(map[int64][32]byte)
+	err := convert.Scan(context.Background(), convert.NewScanner(d, nil), convert.ScanOptions{ChunkSize: convert.DefaultBlock},
+		func(off int64, p []byte) error {
+			mu.Lock()
+			defer mu.Unlock()
+			blocks[off] = sha256.Sum256(p)
+			return nil
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
-	img := filepath.Join(t.TempDir(), "disk.img")
-	write(t, img, b)
-	return img
+	return fmt.Sprint(blocks)
 }
 
-func unpack(t *testing.T, path string) string {
+// refusedNeed wants an image to be refused for want of an option.
+func refusedNeed(t *testing.T, path string, o convert.OpenOptions, need convert.Need) {
 	t.Helper()
-	in, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
+	d, err := convert.Open(context.Background(), path, o)
+	if err == nil {
+		_ = d.Close()
 	}
-	defer in.Close()
-	z, err := gzip.NewReader(in)
-	if err != nil {
-		t.Fatal(err)
+	var refused *convert.RefusedError
+	if !errors.As(err, &refused) || refused.Need != need || refused.Remedy == "" {
+		t.Errorf("got %v, want it refused with the need %q", err, need)
 	}
-	name := filepath.Join(t.TempDir(), strings.TrimSuffix(filepath.Base(path), ".gz"))
-	out, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = io.Copy(out, z)
-	if err := errors.Join(err, z.Close(), out.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return name
 }
 
 // TestSampleDisks reads the repository's own disks, whose sums were taken from what qemu-img reads.
@@ -282,13 +336,11 @@ func TestQEMU(t *testing.T) {
 		qemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data.bin"), img, "1M")
 		refusedFor(t, img, "external data file")
 	})
-	for _, format := range []string{"qcow", "qed", "vdi", "vmdk", "vhdx", "vpc", "parallels"} {
-		t.Run("foreign "+format, func(t *testing.T) {
-			img := filepath.Join(dir, "foreign.img")
-			qemu(t, "qemu-img", "create", "-q", "-f", format, img, "8M")
-			refusedFor(t, img, "")
-		})
-	}
+	t.Run("parallels", func(t *testing.T) {
+		img := filepath.Join(dir, "foreign.img")
+		qemu(t, "qemu-img", "create", "-q", "-f", "parallels", img, "8M")
+		refusedFor(t, img, "Parallels images")
+	})
 }
 
 func refusedFor(t *testing.T, path, want string) {

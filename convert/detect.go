@@ -6,7 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -16,18 +16,21 @@ const probeBytes = 64 << 10
 
 // signature tells a kind of file by bytes at its head or tail.
 type signature struct {
-	name   string // for people; the format's name where we read it
-	kind   sigKind
-	remedy string
-	match  func(head, tail []byte) bool
+	name    string // of the format where there is one, else for people
+	kind    sigKind
+	remedy  string
+	match   func(head, tail []byte) bool
+	format  *format  // of sigFormat
+	wrapper *wrapper // of sigWrapper
 }
 
 type sigKind int
 
 const (
-	sigSupported sigKind = iota // one of FormatNames
-	sigDisk                     // a disk format that is not read yet
-	sigPacked                   // something that contains a disk
+	sigFormat    sigKind = iota // in the table of formats
+	sigWrapper                  // in the table of wrappers
+	sigDisk                     // a disk format that is not read
+	sigPacked                   // something else that contains a disk
 	sigEncrypted                // plain bytes, but of no use without a key
 )
 
@@ -54,36 +57,20 @@ const (
 	unpack     = "unpack it and give the disk inside"
 )
 
-// signatures lists every kind of file that must not be taken for a RAW disk. The magics are those
-// of the formats' specifications.
-var signatures = []signature{
-	{FormatQCOW2, sigSupported, "", isQCOW(func(v uint32) bool { return v != 1 })},
-	{"QCOW version 1", sigDisk, useQemuImg, isQCOW(func(v uint32) bool { return v == 1 })},
-	{"VMDK", sigDisk, useQemuImg, anyOf(
-		magicAt(0, "KDMV"), magicAt(0, "COWD"), magicAt(0, "\xBE\xBA\xFE\xCA\x00\x00\x00\x00"), isVMDKDescriptor)},
-	{"VHDX", sigDisk, useQemuImg, magicAt(0, "vhdxfile")},
-	{"VHD", sigDisk, "convert it with `qemu-img convert -f vpc -O qcow2` first", anyOf(
-		magicAt(0, "conectix"), tailMagic(512, "conectix"), tailMagic(511, "conectix"))},
-	{"VDI", sigDisk, useQemuImg, magicAt(64, "\x7F\x10\xDA\xBE")},
-	{"QED", sigDisk, useQemuImg, magicAt(0, "QED\x00")},
-	{"ZVHD2", sigDisk, "it can be imported as it is", magicAt(0, "z2strm")},
-	{"ZVHD", sigDisk, "it can be imported as it is", magicAt(0, "stream\x00\x00")},
-	{"Parallels", sigDisk, useQemuImg, anyOf(magicAt(0, "WithoutFreeSpace"), magicAt(0, "WithouFreSpacExt"))},
-	{"Apple DMG", sigDisk, useQemuImg, tailMagic(512, "koly")},
-	{"Apple sparse image", sigDisk, "convert it to a plain disk with its own tools first", anyOf(
-		magicAt(0, "sprs"), magicAt(0, "shdw"))},
-	{"cloop", sigDisk, useQemuImg, magicAt(0, "#!/bin/sh\n#V2.0 Format\n")},
-	{"Bochs", sigDisk, useQemuImg, magicAt(0, "Bochs Virtual HD Image")},
-	{"LUKS encrypted", sigEncrypted, "decrypt it first, for example with `qemu-img convert` and its secret",
-		magicAt(0, "LUKS\xBA\xBE")},
-	{"gzip", sigPacked, unpack, magicAt(0, "\x1F\x8B\x08")},
-	{"xz", sigPacked, unpack, magicAt(0, "\xFD7zXZ\x00")},
-	{"Zstandard", sigPacked, unpack, magicAt(0, "\x28\xB5\x2F\xFD")},
-	{"bzip2", sigPacked, unpack, isBzip2},
-	{"LZ4", sigPacked, unpack, magicAt(0, "\x04\x22\x4D\x18")},
-	{"7-Zip", sigPacked, unpack, magicAt(0, "7z\xBC\xAF\x27\x1C")},
-	{"ZIP", sigPacked, unpack, magicAt(0, "PK\x03\x04")},
-	{"tar or OVA", sigPacked, unpack, magicAt(257, "ustar")},
+// foreign lists what must not be taken for a RAW disk and is not read either.
+var foreign = []signature{
+	{name: "Parallels", kind: sigDisk, remedy: useQemuImg,
+		match: anyOf(magicAt(0, "WithoutFreeSpace"), magicAt(0, "WithouFreSpacExt"))},
+	{name: "Apple DMG", kind: sigDisk, remedy: useQemuImg, match: tailMagic(512, "koly")},
+	{name: "Apple sparse image", kind: sigDisk, remedy: "convert it to a plain disk with its own tools first",
+		match: anyOf(magicAt(0, "sprs"), magicAt(0, "shdw"))},
+	{name: "cloop", kind: sigDisk, remedy: useQemuImg, match: magicAt(0, "#!/bin/sh\n#V2.0 Format\n")},
+	{name: "Bochs", kind: sigDisk, remedy: useQemuImg, match: magicAt(0, "Bochs Virtual HD Image")},
+	{name: "LUKS encrypted", kind: sigEncrypted, match: magicAt(0, "LUKS\xBA\xBE"),
+		remedy: "decrypt it first, for example with `qemu-img convert` and its secret"},
+	{name: "LZ4", kind: sigPacked, remedy: unpack, match: magicAt(0, "\x04\x22\x4D\x18")},
+	{name: "7-Zip", kind: sigPacked, remedy: unpack, match: magicAt(0, "7z\xBC\xAF\x27\x1C")},
+	{name: "ZIP", kind: sigPacked, remedy: unpack, match: magicAt(0, "PK\x03\x04")},
 }
 
 func tailMagic(fromEnd int, magic string) func(head, tail []byte) bool {
@@ -110,6 +97,12 @@ func isQCOW(version func(uint32) bool) func(head, tail []byte) bool {
 func isBzip2(head, _ []byte) bool {
 	return len(head) >= 10 && string(head[:3]) == "BZh" && head[3] >= '1' && head[3] <= '9' &&
 		(string(head[4:10]) == "1AY&SY" || string(head[4:10]) == "\x17\x72\x45\x38\x50\x90")
+}
+
+// isVMDK matches a sparse extent or a descriptor.
+func isVMDK(head, tail []byte) bool {
+	return anyOf(magicAt(0, "KDMV"), magicAt(0, "COWD"), magicAt(0, "\xBE\xBA\xFE\xCA\x00\x00\x00\x00"),
+		isVMDKDescriptor)(head, tail)
 }
 
 // isVMDKDescriptor matches a text whose first line that is neither blank nor a comment is the
@@ -139,10 +132,21 @@ func isVMDKDescriptor(head, _ []byte) bool {
 	return false
 }
 
-// detect returns every signature that the head and the tail of a file show.
+// detect returns every signature that the head and the tail of a file show. The magics are those of
+// the formats' specifications.
 func detect(head, tail []byte) []signature {
 	var found []signature
-	for _, s := range signatures {
+	for i := range formats {
+		if f := &formats[i]; f.match != nil && f.match(head, tail) {
+			found = append(found, signature{name: f.name, kind: sigFormat, format: f})
+		}
+	}
+	for i := range wrappers {
+		if w := &wrappers[i]; w.match(head, tail) {
+			found = append(found, signature{name: w.name, kind: sigWrapper, remedy: unpack, wrapper: w})
+		}
+	}
+	for _, s := range foreign {
 		if s.match(head, tail) {
 			found = append(found, s)
 		}
@@ -150,81 +154,77 @@ func detect(head, tail []byte) []signature {
 	return found
 }
 
-// rawName tells whether a file's name says that it is a RAW disk.
-func rawName(path string) bool {
-	switch strings.ToLower(filepath.Ext(path)) {
-	case ".raw", ".img", ".bin":
-		return true
-	}
-	return false
-}
-
-// chooseFormat decides what f is. A stated format is binding and must fit. RAW is never a guess: it
-// is stated, or nothing else fits and the file is a block device or has a name that says so.
-func chooseFormat(f *sourceFile, stated string) (format string, warnings []string, err error) {
-	head, tail, err := f.readHeadTail(probeBytes)
+// chooseFormat decides what an image is. A stated format, "" if there is none, is binding and must
+// fit. RAW is never a guess: it is stated, or nothing else fits and the image is a block device or
+// has a name that says so.
+func chooseFormat(in *input, stated string) (f *format, warnings []string, err error) {
+	head, tail, err := in.readHeadTail(probeBytes)
 	if err != nil {
-		return "", nil, err
+		return nil, nil, err
 	}
 	found := detect(head, tail)
+	if stated != "" {
+		return checkStated(in, stated, found)
+	}
+	refuse := func(need Need, remedy, reason string, args ...any) (*format, []string, error) {
+		refused := in.bad("", reason, args...)
+		refused.Remedy, refused.Need = remedy, need
+		return nil, nil, refused
+	}
+	switch {
+	case in.size == 0:
+		return refuse("", "", "the file is empty")
+	case len(found) > 1:
+		return refuse(NeedFormat, "if you trust it, name its format",
+			"it has the signatures of several formats: %s", strings.Join(signatureNames(found), ", "))
+	case len(found) == 1:
+		s := found[0]
+		switch s.kind {
+		case sigFormat:
+			return s.format, nil, nil
+		case sigWrapper, sigPacked:
+			return refuse("", s.remedy, "it is a %s file, not a disk image", s.name)
+		case sigEncrypted:
+			return refuse("", s.remedy, "it is a %s disk", s.name)
+		default:
+			return refuse("", s.remedy, "%s images cannot be read", s.name)
+		}
+	case in.device || in.rawName():
+		f, _ := lookupFormat(FormatRAW)
+		return f, nil, nil
+	default:
+		return refuse(NeedFormat, "if it is a RAW disk, state the format raw",
+			"its content is of no known disk format and its name does not say RAW")
+	}
+}
+
+// checkStated holds the stated format of an image against the signatures that were found.
+func checkStated(in *input, stated string, found []signature) (*format, []string, error) {
+	f, ok := lookupFormat(stated)
+	if !ok {
+		return nil, nil, in.bad("", "it is said to be of the format %q, which cannot be read", stated)
+	}
+	if f.match != nil && !slices.ContainsFunc(found, func(s signature) bool { return s.format == f }) {
+		what := "no known signature"
+		if len(found) > 0 {
+			what = "the signature of a " + strings.Join(signatureNames(found), " and a ") + " file"
+		}
+		return nil, nil, in.bad(f.name, "it is no %s image: it has %s", f.name, what)
+	}
+	var warnings []string
+	for _, s := range found {
+		if s.format != f {
+			warnings = append(warnings, fmt.Sprintf(
+				"it is read as %s, as stated, but has the signature of a %s file", f.name, s.name))
+		}
+	}
+	return f, warnings, nil
+}
+
+func signatureNames(found []signature) []string {
 	names := make([]string, len(found))
 	for i, s := range found {
 		names[i] = s.name
 	}
-	refuse := func(format, reason, remedy string) (string, []string, error) {
-		return "", nil, &RefusedError{Path: f.path, Format: format, Reason: reason, Remedy: remedy}
-	}
-	ambiguous := func(reason, remedy string) (string, []string, error) {
-		return "", nil, &RefusedError{Path: f.path, Reason: reason, Remedy: remedy, Need: NeedFormat}
-	}
-	switch stated {
-	case FormatRAW:
-		for _, s := range found {
-			warnings = append(warnings, fmt.Sprintf(
-				"it is read as RAW, as stated, but has the signature of a %s file", s.name))
-		}
-		return FormatRAW, warnings, nil
-	case "":
-	default:
-		for i, s := range found {
-			if s.name != stated {
-				continue
-			}
-			others := append(names[:i:i], names[i+1:]...)
-			for _, other := range others {
-				warnings = append(warnings, fmt.Sprintf(
-					"it is read as %s, as stated, but also has the signature of a %s file", stated, other))
-			}
-			return stated, warnings, nil
-		}
-		what := "no known signature"
-		if len(names) > 0 {
-			what = "the signature of a " + strings.Join(names, " and a ") + " file"
-		}
-		return refuse(stated, "it is no "+stated+" image: it has "+what, "")
-	}
-	switch {
-	case f.size == 0:
-		return refuse("", "the file is empty", "")
-	case len(found) > 1:
-		return ambiguous("it has the signatures of several formats: "+strings.Join(names, ", "),
-			"if you trust it, name its format")
-	case len(found) == 1:
-		s := found[0]
-		switch s.kind {
-		case sigSupported:
-			return s.name, nil, nil
-		case sigPacked:
-			return refuse("", "it is a "+s.name+" file, not a disk image", s.remedy)
-		case sigEncrypted:
-			return refuse("", "it is a "+s.name+" disk", s.remedy)
-		default:
-			return refuse(s.name, s.name+" images cannot be read yet", s.remedy)
-		}
-	case !f.regular || rawName(f.path):
-		return FormatRAW, nil, nil
-	default:
-		return ambiguous("its content is of no known disk format and its name does not say RAW",
-			"if it is a RAW disk, state the format raw")
-	}
+	return names
 }

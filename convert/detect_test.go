@@ -36,23 +36,23 @@ func TestDetect(t *testing.T) {
 		{"QCOW2", at(5000, 0, "QFI\xfb\x00\x00\x00\x03"), "cluster_bits"},
 		{"only the magic of QCOW2", []byte("QFI\xfb"), "too short"},
 		{"QCOW2 of 60 bytes", at(60, 0, "QFI\xfb\x00\x00\x00\x03"), "too short"},
-		{"QCOW version 1", at(5000, 0, "QFI\xfb\x00\x00\x00\x01"), "QCOW version 1 images"},
+		{"QCOW version 1", at(5000, 0, "QFI\xfb\x00\x00\x00\x01"), "cluster bits"},
 		{"QCOW version 9", at(5000, 0, "QFI\xfb\x00\x00\x00\x09"), "version 9"},
-		{"VMDK sparse", at(5000, 0, "KDMV"), "VMDK images"},
-		{"VMDK COWD", at(5000, 0, "COWD"), "VMDK images"},
-		{"VMDK seSparse", at(5000, 0, "\xBE\xBA\xFE\xCA\x00\x00\x00\x00"), "VMDK images"},
-		{"VMDK descriptor", []byte("# Disk DescriptorFile\nversion=1\n"), "VMDK images"},
-		{"VMDK descriptor, other comment", []byte("# made by hand\r\n\r\n  \nVersion = 3\r\nCID=1\r\n"), "VMDK images"},
+		{"VMDK sparse", at(5000, 0, "KDMV"), "version"},
+		{"VMDK COWD", at(5000, 0, "COWD"), "one extent"},
+		{"VMDK seSparse", at(5000, 0, "\xBE\xBA\xFE\xCA\x00\x00\x00\x00"), "one extent"},
+		{"VMDK descriptor", []byte("# Disk DescriptorFile\nversion=1\n"), "createType"},
+		{"VMDK descriptor, other comment", []byte("# made by hand\r\n\r\n  \nVersion = 3\r\nCID=1\r\n"), "createType"},
 		{"no VMDK descriptor", []byte("# made by hand\nversion=4\n"), "raw"},
 		{"no VMDK descriptor, only comments", []byte("# made by hand\n#"), "raw"},
-		{"VHDX", at(5000, 0, "vhdxfile"), "VHDX images"},
-		{"VHD dynamic", at(5000, 0, "conectix"), "VHD images"},
-		{"VHD fixed", at(5120, -512, "conectix"), "VHD images"},
-		{"VHD fixed, old footer", at(5119, -511, "conectix"), "VHD images"},
-		{"VDI", at(5000, 64, "\x7F\x10\xDA\xBE"), "VDI images"},
-		{"QED", at(5000, 0, "QED\x00"), "QED images"},
-		{"ZVHD2", at(5000, 0, "z2strm\x00\x00"), "ZVHD2 images"},
-		{"ZVHD", at(5000, 0, "stream\x00\x00"), "ZVHD images"},
+		{"VHDX", at(5000, 0, "vhdxfile"), "header section"},
+		{"VHD dynamic", at(5000, 0, "conectix"), "checksum"},
+		{"VHD fixed", at(5120, -512, "conectix"), "checksum"},
+		{"VHD fixed, old footer", at(5119, -511, "conectix"), "checksum"},
+		{"VDI", at(5000, 64, "\x7F\x10\xDA\xBE"), "version"},
+		{"QED", at(5000, 0, "QED\x00"), "cluster"},
+		{"ZVHD2", at(5000, 0, "z2strm\x00\x00"), "footer"},
+		{"ZVHD", at(5000, 0, "stream\x00\x00"), "head"},
 		{"Parallels", at(5000, 0, "WithoutFreeSpace"), "Parallels images"},
 		{"Parallels, extended", at(5000, 0, "WithouFreSpacExt"), "Parallels images"},
 		{"DMG", at(5120, -512, "koly"), "Apple DMG images"},
@@ -65,9 +65,9 @@ func TestDetect(t *testing.T) {
 		{"bzip2", at(5000, 0, "BZh91AY&SY"), "bzip2 file"},
 		{"7-Zip", at(5000, 0, "7z\xBC\xAF\x27\x1C"), "7-Zip file"},
 		{"ZIP", at(5000, 0, "PK\x03\x04"), "ZIP file"},
-		{"OVA", at(5000, 257, "ustar"), "tar or OVA file"},
-		{"QCOW2 and VHD", append(at(5000, 0, "QFI\xfb\x00\x00\x00\x03"), at(512, 0, "conectix")...), "several formats: qcow2, VHD"},
-		{"VDI and DMG", append(at(5000, 64, "\x7F\x10\xDA\xBE"), at(512, 0, "koly")...), "several formats: VDI, Apple DMG"},
+		{"OVA", at(5000, 257, "ustar"), "archive is damaged"},
+		{"QCOW2 and VHD", append(at(5000, 0, "QFI\xfb\x00\x00\x00\x03"), at(512, 0, "conectix")...), "several formats: qcow2, vhd"},
+		{"VDI and DMG", append(at(5000, 64, "\x7F\x10\xDA\xBE"), at(512, 0, "koly")...), "several formats: vdi, Apple DMG"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for _, name := range []string{"disk.raw", "disk.IMG", "disk.bin", "disk"} {
@@ -129,7 +129,7 @@ func TestStatedQCOW2(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if w := strings.Join(d.Info().Warnings, "\n"); !strings.Contains(w, "VHD") {
+	if w := strings.Join(d.Info().Warnings, "\n"); !strings.Contains(w, "vhd") {
 		t.Errorf("warnings %q", w)
 	}
 }

@@ -285,8 +285,8 @@ func TestErrorsAreTyped(t *testing.T) {
 	if !errors.Is(err, fs.ErrNotExist) || !errors.As(err, &pathErr) || errors.As(err, &refused) {
 		t.Errorf("missing file: %v", err)
 	}
-	if _, err := convert.Open(context.Background(), dir, convert.OpenOptions{Format: "vmdk"}); err == nil ||
-		errors.As(err, &refused) || !strings.Contains(err.Error(), "qcow2, raw") {
+	if _, err := convert.Open(context.Background(), dir, convert.OpenOptions{Format: "vmdx"}); err == nil ||
+		errors.As(err, &refused) || !strings.Contains(err.Error(), "qcow, qcow2, qed, raw, vdi, vhd, vhdx, vmdk, zvhd, zvhd2") {
 		t.Errorf("unknown format: %v", err)
 	}
 	f := hostileBase(3, false)

@@ -5,7 +5,6 @@ package convert
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -177,17 +176,4 @@ func (f *sourceFile) checkUnchanged() error {
 		return fmt.Errorf("%q changed while it was read: another file took its name", f.path)
 	}
 	return nil
-}
-
-// readHeadTail returns the first and the last bytes of the file, at most n of each.
-func (f *sourceFile) readHeadTail(n int64) (head, tail []byte, err error) {
-	n = min(n, f.size)
-	head, tail = make([]byte, n), make([]byte, n)
-	if _, err := f.file.ReadAt(head, 0); err != nil && (err != io.EOF || n != f.size) {
-		return nil, nil, fmt.Errorf("read the start of %q: %w", f.path, err)
-	}
-	if _, err := f.file.ReadAt(tail, f.size-n); err != nil && err != io.EOF {
-		return nil, nil, fmt.Errorf("read the end of %q: %w", f.path, err)
-	}
-	return head, tail, nil
 }

@@ -76,11 +76,17 @@ const (
 type Error struct {
 	Reason   string // the field or table, its offset and its value; strings are quoted
 	Remedy   string // what to do next, "" if nothing helps
-	Forcible bool   // Options.Force would accept it
+	Forcible bool   // [Options].Force would accept it
 }
 
 // Error returns the reason.
 func (e *Error) Error() string { return e.Reason }
+
+// Refusal returns the reason and what to do next, which is "" if nothing helps.
+func (e *Error) Refusal() (reason, remedy string) { return e.Reason, e.Remedy }
+
+// NeedsForce tells whether the image is refused only because it says of itself that it is damaged.
+func (e *Error) NeedsForce() bool { return e.Forcible }
 
 func bad(format string, args ...any) error { return &Error{Reason: fmt.Sprintf(format, args...)} }
 

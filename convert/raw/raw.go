@@ -26,8 +26,9 @@ var errNoHoles = errors.New("holes are not reported here")
 // Image is a RAW disk. It implements image.Image; ReadAt and Extent are safe for concurrent use.
 // Its size may be any number of bytes; what needs whole sectors must round it up itself.
 type Image struct {
-	file *os.File
+	r    io.ReaderAt
 	size int64
+	file *os.File // r, if it may be asked for holes
 
 	// Asking for holes moves the descriptor's offset, which goroutines share. Reading does not use it.
 	seek    sync.Mutex
@@ -36,15 +37,18 @@ type Image struct {
 
 var _ image.Image = (*Image)(nil)
 
-// New returns a reader of the first size bytes of f, which stays the caller's to close. With sparse
-// set, the holes that the file system knows of are reported as zeros; it should be set for regular
-// files only.
-func New(f *os.File, size int64, sparse bool) (*Image, error) {
+// New returns a reader of the first size bytes of r, which stays the caller's to close. With sparse
+// set, and if r is an [*os.File], the holes that the file system knows of are reported as zeros; it
+// should be set for regular files only.
+func New(r io.ReaderAt, size int64, sparse bool) (*Image, error) {
 	if size <= 0 {
 		return nil, ErrEmpty
 	}
-	img := &Image{file: f, size: size}
-	img.noHoles.Store(!sparse)
+	img := &Image{r: r, size: size}
+	if sparse {
+		img.file, _ = r.(*os.File)
+	}
+	img.noHoles.Store(img.file == nil)
 	return img, nil
 }
 
@@ -60,7 +64,7 @@ func (img *Image) ReadAt(p []byte, off int64) (int, error) {
 	if int64(len(want)) > img.size-off {
 		want = want[:img.size-off]
 	}
-	n, err := img.file.ReadAt(want, off)
+	n, err := img.r.ReadAt(want, off)
 	switch {
 	case n < len(want) && err == io.EOF:
 		return n, fmt.Errorf("the file ends at byte %d, expected %d: %w", off+int64(n), img.size,
