@@ -26,6 +26,8 @@ type uploadFlags struct {
 	level             int
 	layout            string
 	acceptUnconfirmed bool
+	bitmapCommand     string
+	scratch           string
 	dryRun            bool
 }
 
@@ -39,6 +41,8 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	f.IntVar(&u.level, "compression-level", 0, "of ZVHD2: 1 (fast) to 22 (small) (default: 3)")
 	f.StringVar(&u.layout, "bitmap-layout", bitmap.DefaultLayout, "layout of the bitmap file: "+strings.Join(layoutNames(), ", "))
 	f.BoolVar(&u.acceptUnconfirmed, "accept-unconfirmed-bitmap", false, "use a bitmap layout that isn't confirmed for this cloud")
+	f.StringVar(&u.bitmapCommand, "bitmap-command", "", "have a command make the bitmap, such as 'java -jar CreateMF.jar {raw} {mf}'; it gets a sparse RAW file (with --bitmap-scratch)")
+	f.StringVar(&u.scratch, "bitmap-scratch", "", "folder for that RAW file, which takes as much room as the disk has data; it is removed")
 	f.BoolVar(&u.dryRun, "dry-run", false, "check everything, show the plan, and stop")
 	for name, values := range map[string][]string{
 		"zero-copy": {"auto", "on", "off"}, "format": {"auto", formatRAW, formatZVHD2}, "bitmap-layout": layoutNames(),
@@ -48,6 +52,18 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 }
 
 func (u *uploadFlags) apply(r *pipeline.Request) error {
+	switch {
+	case (u.bitmapCommand == "") != (u.scratch == ""):
+		return usagef("--bitmap-command and --bitmap-scratch go together: the command reads a RAW file, and nothing is written without being told where")
+	case u.bitmapCommand != "" && u.format == formatZVHD2:
+		return usagef("--bitmap-command is for RAW: ZVHD2 carries its bitmap itself")
+	case u.bitmapCommand != "":
+		command, err := parseBitmapCommand(u.bitmapCommand)
+		if err != nil {
+			return err
+		}
+		r.MakeBitmap = command.in(u.scratch)
+	}
 	mode := obs.ZeroCopyMode(u.zeroCopy)
 	switch mode {
 	case obs.ZeroCopyAuto, obs.ZeroCopyOn, obs.ZeroCopyOff:

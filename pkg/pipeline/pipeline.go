@@ -137,6 +137,8 @@ func chooseFormat(r *Request) (f Format, why string, layout bitmap.Layout, err e
 	switch {
 	case r.Format == FormatZVHD2:
 		return FormatZVHD2, "asked for", layout, nil
+	case r.MakeBitmap != nil:
+		return FormatRAW, "its bitmap is made by a tool of your own", layout, nil
 	case confirmed && r.Format == FormatRAW:
 		return FormatRAW, "asked for", layout, nil
 	case confirmed:
@@ -149,7 +151,8 @@ func chooseFormat(r *Request) (f Format, why string, layout bitmap.Layout, err e
 				"a .mf is not public, and a wrong bitmap that is accepted may mean a damaged disk", name),
 			Remedy: "Import as ZVHD2, which needs no bitmap (--format zvhd2); or confirm the layout: make a pair with the\n" +
 				"  vendor's CreateMF.jar on a small RAW, compare with `imsprep bitmap verify RAW REF.mf --layout " + name + "`, and if\n" +
-				"  they are equal set IMSPREP_CONFIRMED_BITMAP=" + name + "; or take the risk once with --accept-unconfirmed-bitmap.",
+				"  they are equal set IMSPREP_CONFIRMED_BITMAP=" + name + "; or have that tool make it (--bitmap-command);\n" +
+				"  or take the risk once with --accept-unconfirmed-bitmap.",
 		}
 	}
 	return FormatZVHD2, fmt.Sprintf("the bitmap layout %q that RAW would need isn't confirmed for this cloud", name), layout, nil

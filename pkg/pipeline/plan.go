@@ -45,6 +45,9 @@ type Request struct {
 	Layout            string   // name of the bitmap's layout; "" is the default
 	ConfirmedLayouts  []string // layouts known to be right on this cloud
 	AcceptUnconfirmed bool     // use an unconfirmed layout all the same
+	// MakeBitmap, if not nil, makes the bitmap of RAW instead of a layout, before byte one: it is what
+	// the service's own tool says, and so right by construction. It may read the disk a second time.
+	MakeBitmap func(ctx context.Context, disk *convert.Disk) ([]byte, error)
 
 	ZeroCopy  obs.ZeroCopyMode
 	PartSize  int64 // bytes; 0 lets the plan decide
@@ -74,6 +77,8 @@ type Plan struct {
 	RunID   string
 	// Warnings are things to know that stop nothing.
 	Warnings []string
+
+	bitmap []byte // as Request.MakeBitmap made it
 }
 
 // Close closes the disk.
@@ -182,6 +187,14 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 	}
 	p.Warnings = append(p.Warnings, disk.Info().Warnings...)
 	return p, nil
+}
+
+// makeBitmap has the bitmap made by the user's own tool, if there is one.
+func (p *Plan) makeBitmap(ctx context.Context) (err error) {
+	if p.Format == FormatRAW && p.Request.MakeBitmap != nil {
+		p.bitmap, err = p.Request.MakeBitmap(ctx, p.Disk)
+	}
+	return err
 }
 
 // planImport completes the image's fields and checks them, here and at the service.

@@ -175,6 +175,12 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 
 func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 	p := r.plan
+	if err := p.makeBitmap(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil, &InterruptedError{Phase: PhaseBitmap, Err: ctx.Err(), Next: "Nothing was sent; run the same command again to start anew."}
+		}
+		return nil, err
+	}
 	send := r.sendRAW
 	if p.Format == FormatZVHD2 {
 		send = r.sendZVHD2
@@ -318,9 +324,13 @@ func (r *run) warn(s string) {
 func (r *run) putBitmap(ctx context.Context, res *UploadResult) error {
 	r.event(Event{Phase: PhaseBitmap, State: StateStart})
 	layout, blocks, key := r.plan.Layout, res.blocks, BitmapKey(r.plan.Request.Key)
-	mf, err := layout.Encode(blocks)
-	if err != nil {
-		return err
+	mf, name := r.plan.bitmap, "by --bitmap-command"
+	if mf == nil {
+		var err error
+		if mf, err = layout.Encode(blocks); err != nil {
+			return err
+		}
+		name = layout.Name
 	}
 	if err := r.OBS.PutSmall(ctx, r.plan.Request.Bucket, key, mf, r.mark()); err != nil {
 		return err
@@ -328,7 +338,7 @@ func (r *run) putBitmap(ctx context.Context, res *UploadResult) error {
 	r.event(Event{Phase: PhaseBitmap, State: StateDone})
 	res.Bitmap = &BitmapResult{
 		Key:        key,
-		Layout:     layout.Name,
+		Layout:     name,
 		BlockSize:  blocks.BlockSize(),
 		Blocks:     blocks.Blocks(),
 		DataBlocks: blocks.Count(),
