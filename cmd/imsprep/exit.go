@@ -106,6 +106,10 @@ func sourceHint(err error) string {
 		return "give --format-in raw if it is a plain disk, or the format that it has"
 	case convert.NeedForce:
 		return "give --force to read it as it is"
+	case convert.NeedScratch:
+		return "give --scratch DIR, or unpack it yourself"
+	case convert.NeedDisk:
+		return "give --ova-disk NAME"
 	}
 	return ""
 }

@@ -18,8 +18,11 @@ func (a *app) infoCommand() *cobra.Command {
 		GroupID: groupLocal,
 		Short:   "Tell what a disk is, and what would refuse it",
 		Long: `Info opens a disk the way an import would: what is damaged, hostile, unsupported, or needs a file
-that isn't allowed is refused with exit code 3 and the reason. No file is opened but the one named.`,
+that isn't allowed is refused with exit code 3 and the reason. No file is opened but the one named
+and those beside it that hold the disk's own data (the extents of a VMDK, the disk of an OVF).`,
 		Example: `  imsprep info web-01.qcow2
+  imsprep info appliance.ova
+  imsprep info web-01.vhdx.gz --scratch /var/tmp
   imsprep info overlay.qcow2 --allow-backing --json`,
 		Args: a.args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,26 +50,35 @@ that isn't allowed is refused with exit code 3 and the reason. No file is opened
 func infoFields(i convert.Info) []field {
 	fields := []field{
 		{"path", i.Path},
+		{"wrapped in", strings.Join(i.Wrapped, ", ")},
+		{"member", i.Member},
 		{"format", i.Format},
 		{"variant", i.Variant},
-		{"virtual size", size(i.VirtualSize)},
-		{"file size", size(i.FileSize)},
+		{"creator", i.Creator},
 	}
-	if i.DiskSize > 0 {
-		fields = append(fields, field{"on disk", size(i.DiskSize)})
+	sized := func(name string, n int64) {
+		if n > 0 {
+			fields = append(fields, field{name, size(n)})
+		}
 	}
-	if i.MappedSize > 0 {
-		fields = append(fields, field{"mapped data", size(i.MappedSize)})
+	sized("virtual size", i.VirtualSize)
+	if i.OriginalSize != i.VirtualSize {
+		sized("original size", i.OriginalSize)
 	}
-	if i.ClusterSize > 0 {
-		fields = append(fields, field{"cluster size", size(i.ClusterSize)})
-	}
+	sized("file size", i.FileSize)
+	sized("on disk", i.DiskSize)
+	sized("mapped data", i.MappedSize)
+	sized("cluster size", i.ClusterSize)
+	sized("sector size", int64(i.SectorSize))
 	fields = append(fields,
 		field{"compression", i.Compression},
 		field{"features", strings.Join(i.Features, ", ")},
 	)
 	if i.Snapshots > 0 {
 		fields = append(fields, field{"snapshots", fmt.Sprintf("%d, not imported", i.Snapshots)})
+	}
+	for _, e := range i.Extents {
+		fields = append(fields, field{"extent", e})
 	}
 	for _, b := range i.Backing {
 		fields = append(fields, field{"backed by", b})

@@ -16,18 +16,24 @@ import (
 
 // sourceFlags are the flags of commands that open a disk; the names are qemu-img's where it has them.
 type sourceFlags struct {
-	format      string
-	backing     bool
-	backingDirs []string
-	force       bool
+	format       string
+	backing      bool
+	backingDirs  []string
+	force        bool
+	scratch      string
+	archiveDisk  string
+	originalSize bool
 }
 
 func (s *sourceFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVarP(&s.format, "format-in", "f", "", "the source's format ("+strings.Join(convert.FormatNames(), ", ")+"); told by its content if absent")
-	f.BoolVar(&s.backing, "allow-backing", false, "follow backing files: plain names in the disk's own folder or in a --backing-dir")
-	f.StringArrayVar(&s.backingDirs, "backing-dir", nil, "another folder in which backing files may lie (repeatable; with --allow-backing)")
+	f.BoolVar(&s.backing, "allow-backing", false, "follow backing files and parent disks: plain names in the disk's own folder or in a --backing-dir")
+	f.StringArrayVar(&s.backingDirs, "backing-dir", nil, "another folder in which they may lie (repeatable; with --allow-backing)")
 	f.BoolVar(&s.force, "force", false, "read a disk that is marked damaged but can be read; never what is unsafe")
+	f.StringVar(&s.scratch, "scratch", "", "a folder for the unpacked copy of a compressed disk (.gz, .xz, .zst, .bz2)")
+	f.StringVar(&s.archiveDisk, "ova-disk", "", "the file to take from an OVA or another archive that has several")
+	f.BoolVar(&s.originalSize, "original-size", false, "of ZVHD and ZVHD2, the size of the disk that it was made from, not whole GiB")
 	_ = cmd.RegisterFlagCompletionFunc("format-in", cobra.FixedCompletions(convert.FormatNames(), cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -40,6 +46,9 @@ func (s *sourceFlags) options() (convert.OpenOptions, error) {
 		AllowBacking: s.backing,
 		BackingDirs:  s.backingDirs,
 		Force:        s.force,
+		ScratchDir:   s.scratch,
+		ArchiveDisk:  s.archiveDisk,
+		OriginalSize: s.originalSize,
 	}, nil
 }
 
