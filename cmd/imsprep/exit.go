@@ -47,6 +47,7 @@ func exitCode(err error) int {
 		interrupted *pipeline.InterruptedError
 		check       *pipeline.CheckError
 		unclear     *ims.AmbiguousSubmitError
+		lost        *ims.LostAnswerError
 		obsErr      *obs.Error
 		imsErr      *ims.Error
 	)
@@ -55,7 +56,7 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &interrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &unclear):
+	case errors.As(err, &unclear), errors.As(err, &lost):
 		// Whatever made the answer unclear: trying again might make a second image.
 		return exitError
 	case errors.As(err, &jobFailed):

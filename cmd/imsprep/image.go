@@ -16,7 +16,7 @@ func (a *app) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "image",
 		GroupID: groupCloud,
-		Short:   "Look at an image",
+		Short:   "List, change, copy, share and make images",
 		Args:    a.args(cobra.NoArgs),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -43,6 +43,7 @@ func (a *app) imageCommand() *cobra.Command {
 	}
 	a.cloudFlags(show)
 	cmd.AddCommand(show)
+	cmd.AddCommand(a.imageCommands()...)
 	return cmd
 }
 

@@ -23,6 +23,9 @@ import (
 	"github.com/imsprep/imsprep/pkg/ims/imstest"
 )
 
+// partnerProject is the id of another tenant's project in every local cloud.
+const partnerProject = "0000000000000000000000000000beef"
+
 // shutdownTime is how long requests in progress may take when the cloud stops.
 const shutdownTime = 2 * time.Second
 
@@ -73,6 +76,10 @@ func startCloud(ctx context.Context, cfg config) (_ *cloud, err error) {
 	o.Region, o.Layout = cfg.region, cfg.layout
 	o.Accounts = []imstest.Account{cfg.account}
 	o.Users = []imstest.User{cfg.user}
+	// Somebody to share images with: requests with this project's id speak for it.
+	if o.Partners == nil {
+		o.Partners = []imstest.Project{{ID: partnerProject, Name: cfg.region + "-partner"}}
+	}
 	o.Objects = objects{root: bucketsDir(c.dir), region: cfg.region}
 	c.ims = imstest.New(o)
 
@@ -158,6 +165,7 @@ func (c *cloud) environment(token bool) [][2]string {
 		{"IMSPREP_IMS_ENDPOINT", "http://" + c.imsAddr},
 		{"IMSPREP_IAM_ENDPOINT", "http://" + c.imsAddr},
 		{"IMSPREP_CONFIRMED_BITMAP", c.layout.Name},
+		{"LOCALCLOUD_PARTNER_PROJECT_ID", partnerProject},
 	}
 	if len(c.buckets) > 0 {
 		env = append(env, [2]string{"IMSPREP_BUCKET", c.buckets[0]})
