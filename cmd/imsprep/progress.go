@@ -114,7 +114,7 @@ func (a *app) warn(warnings []string) {
 
 // say tells people how something ended; programs have the result.
 func (a *app) say(format string, args ...any) {
-	if a.flags.progress != progressJSON {
+	if a.flags.progress != progressJSON && !a.flags.quiet {
 		fmt.Fprintln(a.err, printable(fmt.Sprintf(format, args...)))
 	}
 }

@@ -72,7 +72,7 @@ No temporary disk is written.`,
 	})
 	p := root.PersistentFlags()
 	p.BoolVar(&a.flags.json, "json", a.flags.json, "print the result as one JSON document")
-	p.BoolVarP(&a.flags.quiet, "quiet", "q", false, "no progress; errors are still told")
+	p.BoolVarP(&a.flags.quiet, "quiet", "q", false, "tell nothing but warnings and errors")
 	p.StringVar(&a.flags.progress, "progress", progressAuto, "how to show progress on standard error: auto, bar, lines, json, none")
 
 	root.AddGroup(
