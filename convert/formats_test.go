@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package convert_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/imsprep/imsprep/convert"
+	"github.com/imsprep/imsprep/convert/qcow2/qcow2test"
+)
+
+func TestFormatNames(t *testing.T) {
+	names := convert.FormatNames()
+	if !slices.IsSorted(names) || len(slices.Compact(slices.Clone(names))) != len(names) {
+		t.Errorf("names %q", names)
+	}
+	for _, n := range []string{"qcow", "qcow2", "qed", "raw", "vdi", "vhd", "vhdx", "vmdk", "zvhd", "zvhd2"} {
+		if !slices.Contains(names, n) {
+			t.Errorf("%q is missing in %q", n, names)
+		}
+	}
+}
+
+// TestQEMUFormats reads images of every other format and variant that QEMU can write, and writes them
+// out again in every format that this package writes.
+func TestQEMUFormats(t *testing.T) {
+	dir := t.TempDir()
+	const size = 6<<20 + 512*7 // no multiple of any block
+	src := filepath.Join(dir, "src.raw")
+	writePatterned(t, src, size)
+	want, err := os.ReadFile(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		format, options string
+		compress        bool
+		variant         string
+	}{
+		{format: "qcow"},
+		{format: "qed"},
+		{format: "qed", options: "cluster_size=8k,table_size=4"},
+		{format: "qed", options: "cluster_size=1M,table_size=2"},
+		{format: "vdi", variant: "dynamic"},
+		{format: "vdi", options: "static=on", variant: "static"},
+		{format: "vmdk", variant: "monolithicSparse"},
+		{format: "vmdk", options: "subformat=monolithicFlat", variant: "monolithicFlat"},
+		{format: "vmdk", options: "subformat=twoGbMaxExtentSparse", variant: "twoGbMaxExtentSparse"},
+		{format: "vmdk", options: "subformat=twoGbMaxExtentFlat", variant: "twoGbMaxExtentFlat"},
+		{format: "vmdk", options: "subformat=streamOptimized", compress: true, variant: "streamOptimized"},
+		{format: "vmdk", options: "zeroed_grain=on", variant: "monolithicSparse"},
+		{format: "vhdx", variant: "dynamic"},
+		{format: "vhdx", options: "block_size=256M", variant: "dynamic"},
+		{format: "vhdx", options: "subformat=fixed", variant: "fixed"},
+		{format: "vpc", options: "force_size=on", variant: "dynamic"},
+		{format: "vpc", options: "force_size=on,subformat=fixed", variant: "fixed"},
+	} {
+		t.Run(strings.Trim(tc.format+" "+tc.options, " "), func(t *testing.T) {
+			dir := t.TempDir()
+			img := filepath.Join(dir, "disk.img")
+			args := []string{"convert", "-f", "raw", "-O", tc.format}
+			if tc.options != "" {
+				args = append(args, "-o", tc.options)
+			}
+			if tc.compress {
+				args = append(args, "-c")
+			}
+			qemu(t, "qemu-img", append(args, src, img)...)
+			for _, stated := range []string{"", tc.format} {
+				d, err := convert.Open(context.Background(), img, convert.OpenOptions{Format: stated})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(content(t, d), want) {
+					t.Error("wrong content")
+				}
+				checkZeroExtents(t, d, want)
+				info := d.Info()
+				if info.Variant != tc.variant || info.Format != strings.Replace(tc.format, "vpc", "vhd", 1) || info.VirtualSize != size {
+					t.Errorf("info %+v", info)
+				}
+				if stated == "" {
+					checkOutputs(t, d, want)
+				}
+				if err := errors.Join(d.CheckUnchanged(), d.Close()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	t.Run("several extents", func(t *testing.T) {
+		for _, sub := range []string{"twoGbMaxExtentSparse", "twoGbMaxExtentFlat"} {
+			dir := t.TempDir()
+			img := filepath.Join(dir, "disk.vmdk")
+			qemu(t, "qemu-img", "create", "-q", "-f", "vmdk", "-o", "subformat="+sub, img, "5G")
+			qemu(t, "qemu-io", "-c", "write -P 1 0 64k", "-c", "write -P 2 2047M 2M", "-c", "write -P 3 5119M 1M", img)
+			// The disk is large and empty: compared is what is in it.
+			raw := filepath.Join(dir, "want.raw")
+			qemu(t, "qemu-img", "convert", "-O", "raw", img, raw)
+			var info convert.Info
+			var sums []string
+			for _, path := range []string{raw, img} {
+				d, err := convert.Open(context.Background(), path, convert.OpenOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				sums, info = append(sums, dataSum(t, d)), d.Info()
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			if sums[0] != sums[1] || info.VirtualSize != 5<<30 {
+				t.Errorf("%s: other content than qemu-img reads", sub)
+			}
+			if len(info.Extents) != 3 {
+				t.Errorf("%s: extents %q", sub, info.Extents)
+			}
+			// Each of them is needed.
+			if err := os.Rename(info.Extents[1], info.Extents[1]+".away"); err != nil {
+				t.Fatal(err)
+			}
+			refusedBecause(t, img, convert.OpenOptions{}, filepath.Base(info.Extents[1]))
+			// Its place is not taken by a link, nor by another extent.
+			if err := os.Symlink(info.Extents[1]+".away", info.Extents[1]); err != nil {
+				skip(t, err.Error())
+			}
+			refusedBecause(t, img, convert.OpenOptions{}, "symbolic link")
+			if err := errors.Join(os.Remove(info.Extents[1]), os.Link(info.Extents[0], info.Extents[1])); err != nil {
+				skip(t, err.Error())
+			}
+			refusedBecause(t, img, convert.OpenOptions{}, "twice")
+		}
+	})
+}
+
+// checkOutputs writes a disk in every format that can be written and reads it back.
+func checkOutputs(t *testing.T, d *convert.Disk, want []byte) {
+	t.Helper()
+	ctx := context.Background()
+	for format, write := range map[string]func(path string) error{
+		"raw": func(path string) error {
+			_, err := convert.WriteRAW(ctx, d, path, convert.RAWOptions{})
+			return err
+		},
+		"zvhd2": func(path string) error {
+			_, err := convert.WriteZVHD2(ctx, d, path, convert.ZVHD2Options{})
+			return err
+		},
+	} {
+		path := filepath.Join(t.TempDir(), "out."+format)
+		if err := write(path); err != nil {
+			t.Fatal(err)
+		}
+		out, err := convert.Open(ctx, path, convert.OpenOptions{OriginalSize: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		if string(out.Type()) != format || !bytes.Equal(content(t, out), want) {
+			t.Errorf("%s of %s has other content", out.Type(), d.Type())
+		}
+	}
+}
+
+func refusedBecause(t *testing.T, path string, o convert.OpenOptions, want string) {
+	t.Helper()
+	d, err := convert.Open(context.Background(), path, o)
+	if err == nil {
+		_ = d.Close()
+	}
+	var refused *convert.RefusedError
+	if !errors.As(err, &refused) || !strings.Contains(refused.Reason, want) {
+		t.Errorf("got %v, want it refused for %q", err, want)
+	}
+}
+
+// TestQEMUChains reads chains of every format that QEMU can make them of.
+func TestQEMUChains(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "base.raw")
+	writePatterned(t, src, 6<<20)
+	allow := convert.OpenOptions{AllowBacking: true}
+	for _, format := range []string{"qcow", "qed", "vmdk"} {
+		qemu(t, "qemu-img", "convert", "-f", "raw", "-O", format, src, filepath.Join(dir, "base."+format))
+	}
+	overlay := func(t *testing.T, format, base, baseFormat string) string {
+		t.Helper()
+		img := filepath.Join(dir, "over-"+base+"."+format)
+		qemu(t, "qemu-img", "create", "-q", "-f", format, "-b", base, "-F", baseFormat, img)
+		qemu(t, "qemu-io", "-f", format, "-c", "write -P 0x77 1000k 300k", "-c", "write -P 0x78 5001k 3k", img)
+		return img
+	}
+	for _, tc := range []struct{ format, base string }{
+		{"qcow", "raw"}, {"qcow", "qcow"}, {"qed", "raw"}, {"qed", "qed"}, {"vmdk", "vmdk"},
+		{"qcow2", "vmdk"}, {"qcow2", "qed"}, {"qcow2", "qcow"},
+	} {
+		t.Run(tc.format+" over "+tc.base, func(t *testing.T) {
+			img := overlay(t, tc.format, "base."+tc.base, tc.base)
+			refusedNeed(t, img, convert.OpenOptions{}, convert.NeedBacking)
+			compareWithQEMU(t, img)
+		})
+	}
+	t.Run("VMDK over a parent that was written to", func(t *testing.T) {
+		img := overlay(t, "vmdk", "base.vmdk", "vmdk")
+		qemu(t, "qemu-io", "-f", "vmdk", "-c", "write -P 1 0 512", filepath.Join(dir, "base.vmdk"))
+		refusedBecause(t, img, allow, "CID")
+	})
+	t.Run("parent that looks like an image", func(t *testing.T) {
+		// A guest can write this into its RAW disk. The child does not say what its parent is.
+		img := overlay(t, "qcow", "base.raw", "raw")
+		write(t, src, layer("secret", "raw", 1).Write().Bytes)
+		refusedBecause(t, img, allow, "is called a RAW disk")
+		inner := layer("secret", "raw", 1).Write().Bytes
+		write(t, filepath.Join(dir, "secret"), bytes.Repeat([]byte{1}, 1<<20))
+		write(t, filepath.Join(dir, "base"), bytes.Repeat([]byte{1}, 1<<20))
+		img = filepath.Join(dir, "over.qcow")
+		qemu(t, "qemu-img", "create", "-q", "-f", "qcow", "-b", "base", "-F", "raw", img)
+		refusedBecause(t, img, allow, "name does not say RAW")
+		write(t, filepath.Join(dir, "base"), inner)
+		refusedBecause(t, img, allow, "names another file")
+	})
+}
+
+// TestDifferencingVHD reads the corpus's differencing disk and holds its parent's identity against
+// what it states.
+func TestDifferencingVHD(t *testing.T) {
+	corpus := os.Getenv("IMSPREP_CORPUS")
+	if corpus == "" {
+		corpus = filepath.Join("..", "..", "shared", "corpus")
+	}
+	for _, row := range rows(t, filepath.Join(corpus, "manifest.tsv")) {
+		if row["file"] != "synthetic/vhd-diff/child.vhd.gz" {
+			continue
+		}
+		path, _ := corpusFiles(t, corpus, row)
+		parent := filepath.Join(filepath.Dir(path), "parent.vhd")
+		allow := convert.OpenOptions{AllowBacking: true}
+		refusedNeed(t, path, convert.OpenOptions{}, convert.NeedBacking)
+		d, err := convert.Open(context.Background(), path, allow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b := d.Info().Backing; len(b) != 1 || b[0] != parent {
+			t.Errorf("chain %q, want %q", b, parent)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := os.Rename(parent, parent+".away"); err != nil {
+			t.Fatal(err)
+		}
+		refusedBecause(t, path, allow, "not found")
+		far := convert.OpenOptions{AllowBacking: true, BackingDirs: []string{t.TempDir()}}
+		moved := filepath.Join(far.BackingDirs[0], "parent.vhd")
+		if err := os.Rename(parent+".away", moved); err != nil {
+			t.Fatal(err)
+		}
+		if d, err = convert.Open(context.Background(), path, far); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		qemu(t, "qemu-img", "create", "-q", "-f", "vpc", "-o", "force_size=on", parent, "5M")
+		refusedBecause(t, path, allow, "unique id")
+		write(t, parent, bytes.Repeat([]byte{1}, 5<<20))
+		refusedBecause(t, path, allow, "no vhd image")
+		return
+	}
+	t.Fatal("the corpus has no differencing VHD")
+}
+
+// TestOutputsProperty writes random disks in every output format.
+func TestOutputsProperty(t *testing.T) {
+	dir := t.TempDir()
+	rapid.Check(t, func(r *rapid.T) {
+		im := qcow2test.Image{Version: 3, ClusterBits: 16, Size: rapid.Int64Range(1, 12<<11).Draw(r, "sectors") * 512}
+		for i := range (im.Size + 65535) >> 16 {
+			data := bytes.Repeat([]byte{rapid.Byte().Draw(r, "byte")}, 1<<16)
+			switch rapid.IntRange(0, 5).Draw(r, "kind") {
+			case 0:
+				im.Clusters = append(im.Clusters, qcow2test.Cluster{Index: i, Data: data})
+			case 1:
+				im.Clusters = append(im.Clusters, qcow2test.Cluster{Index: i, Kind: qcow2test.Compressed, Data: data})
+			case 2:
+				im.Clusters = append(im.Clusters, qcow2test.Cluster{Index: i, Kind: qcow2test.Zero})
+			}
+		}
+		path := filepath.Join(dir, "disk.qcow2")
+		write(t, path, im.Write().Bytes)
+		d, err := convert.Open(context.Background(), path, convert.OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		checkOutputs(t, d, im.Content(nil))
+	})
+}
