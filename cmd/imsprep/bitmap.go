@@ -25,7 +25,8 @@ named, and can be compared with a file of that tool.`,
 		Args: a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.bitmapCreateCommand(), a.bitmapShowCommand(), a.bitmapVerifyCommand())
+	cmd.AddCommand(a.bitmapCreateCommand(), a.bitmapShowCommand(), a.bitmapVerifyCommand(),
+		a.bitmapInferCommand(), a.bitmapProbesCommand())
 	return cmd
 }
 
@@ -45,9 +46,9 @@ func (a *app) bitmapCreateCommand() *cobra.Command {
 		Args:    a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.usageHint = cmd.CommandPath()
-			l, err := bitmap.Lookup(layout)
+			l, err := a.lookupLayout(layout)
 			if err != nil {
-				return &usageError{err}
+				return err
 			}
 			disk, err := a.open(cmd.Context(), args[0], &src)
 			if err != nil {
@@ -87,9 +88,9 @@ func (a *app) bitmapShowCommand() *cobra.Command {
 			if diskSize <= 0 {
 				return usagef("--size is needed: a bitmap doesn't tell its disk's virtual size")
 			}
-			l, err := bitmap.Lookup(layout)
+			l, err := a.lookupLayout(layout)
 			if err != nil {
-				return &usageError{err}
+				return err
 			}
 			data, err := readBitmap(args[0], l, int64(diskSize))
 			if err != nil {
@@ -120,9 +121,9 @@ vendor's own tool this confirms, or refutes, a layout.`,
 		Args:    a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.usageHint = cmd.CommandPath()
-			l, err := bitmap.Lookup(layout)
+			l, err := a.lookupLayout(layout)
 			if err != nil {
-				return &usageError{err}
+				return err
 			}
 			return a.runBitmapVerify(cmd.Context(), args[0], args[1], &src, l)
 		},

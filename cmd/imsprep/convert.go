@@ -101,9 +101,9 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 	case f.workers < 0 || f.workers > maxParallel:
 		return usagef("--parallel %d: it is 1 to %d, or 0 for one a processor", f.workers, maxParallel)
 	}
-	layout, err := bitmap.Lookup(f.layout)
+	layout, err := a.lookupLayout(f.layout)
 	if err != nil {
-		return &usageError{err}
+		return err
 	}
 	mf := f.bitmap
 	switch {
