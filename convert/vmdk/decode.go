@@ -12,8 +12,8 @@ import (
 	"github.com/klauspost/compress/zlib"
 )
 
-// decoder decodes compressed grains. It is used by one goroutine and reused by others; there are never
-// more of them than goroutines that read.
+// decoder decodes compressed grains. It is used by one goroutine and reused by others; there are
+// never more of them than goroutines that read.
 type decoder struct {
 	input []byte
 	in    bytes.Reader
@@ -62,7 +62,8 @@ func (s *sparse) readGrain(p []byte, host, number, skip int64) (err error) {
 	return nil
 }
 
-// load reads the compressed data of the grain at host, which has to be that of the grain of that number.
+// load reads the compressed data of the grain at host, which has to be that of the grain of that
+// number.
 func (d *decoder) load(s *sparse, host, number int64) error {
 	most := min(s.maxStored()+markerHeaderBytes, s.size-host)
 	if int64(cap(d.input)) < most {
@@ -103,8 +104,8 @@ func (d *decoder) load(s *sparse, host, number int64) error {
 	return nil
 }
 
-// decode fills out with the decoded data, which must have between need and len(out) bytes; a rest is
-// cleared. Its checksum must be right.
+// decode fills out with the decoded data, which must have between need and len(out) bytes; a rest
+// is cleared. Its checksum must be right.
 func (d *decoder) decode(out []byte, need int64) error {
 	var err error
 	if d.zlib == nil {

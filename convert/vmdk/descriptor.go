@@ -35,9 +35,9 @@ type extentLine struct {
 
 const noParent = "ffffffff"
 
-// parseDescriptor reads a descriptor. What follows the first NUL is padding. In an embedded descriptor
-// lines that mean nothing are skipped, since its extent lines are not relied on; elsewhere such a line
-// may be a mangled extent, without which the disk would be another one.
+// parseDescriptor reads a descriptor. What follows the first NUL is padding. In an embedded
+// descriptor lines that mean nothing are skipped, since its extent lines are not relied on;
+// elsewhere such a line may be a mangled extent, without which the disk would be another one.
 func parseDescriptor(text []byte, embedded bool) (*descriptor, error) {
 	text, _, _ = bytes.Cut(text, []byte{0})
 	text = bytes.TrimPrefix(text, []byte("\xEF\xBB\xBF"))
@@ -97,8 +97,8 @@ func unquote(s string) string {
 	return s
 }
 
-// set takes a setting over. Contradicting settings of what matters are refused, since tools differ in
-// which one they take.
+// set takes a setting over. Contradicting settings of what matters are refused, since tools
+// differ in which one they take.
 func (d *descriptor) set(key, value string, seen map[string]string) error {
 	switch key {
 	case "version", "cid", "parentcid", "createtype", "parentfilenamehint":

@@ -12,8 +12,8 @@ import (
 	"github.com/imsprep/imsprep/convert/vmdk"
 )
 
-// FuzzOpen checks that no file, and no file as an extent of another, makes the reader panic, hang, or
-// contradict itself.
+// FuzzOpen checks that no file, and no file as an extent of another, makes the reader panic,
+// hang, or contradict itself.
 func FuzzOpen(f *testing.F) {
 	for _, kind := range []string{hosted, stream} {
 		f.Add(small(kind).write(), []byte{}, false)
@@ -79,7 +79,8 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-// FuzzDescriptor checks the parser of descriptors: whatever it accepts, only plain names are opened.
+// FuzzDescriptor checks the parser of descriptors: whatever it accepts, only plain names are
+// opened.
 func FuzzDescriptor(f *testing.F) {
 	for _, line := range []string{
 		"RW 4 FLAT \"a b.vmdk\" 0\n", "RDONLY 4\tVMFS \"x\"\r\n# c\r\nddb.a = \"b\"\r\n", "RW 9 ZERO\nRW 1 SPARSE \"../x\"\n",

@@ -247,8 +247,8 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
-// refused checks that the disk is refused for a reason, when it is opened or when it is read, and without
-// much memory.
+// refused checks that the disk is refused for a reason, when it is opened or when it is read, and
+// without much memory.
 func refused(t *testing.T, f []byte, o vmdk.Options, reason string) {
 	t.Helper()
 	var before, after runtime.MemStats
@@ -350,8 +350,8 @@ func TestRefusesDescriptors(t *testing.T) {
 	refused(t, []byte(base), vmdk.Options{}, `its data is in other files, such as "a disk-001.vmdk"`)
 }
 
-// TestOpensNothingElse checks that no file is asked for before all names are known to be plain, and none
-// by a disk in a single file.
+// TestOpensNothingElse checks that no file is asked for before all names are known to be plain,
+// and none by a disk in a single file.
 func TestOpensNothingElse(t *testing.T) {
 	never := func(name string) (io.ReaderAt, int64, error) {
 		t.Errorf("%q was opened", name)
@@ -443,7 +443,8 @@ func TestSESparseAndCOWD(t *testing.T) {
 	}
 }
 
-// TestRecovery checks that another mapping is used when the first is damaged, but only if that is wanted.
+// TestRecovery checks that another mapping is used when the first is damaged, but only if that is
+// wanted.
 func TestRecovery(t *testing.T) {
 	for _, c := range []struct {
 		name   string

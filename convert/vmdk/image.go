@@ -13,9 +13,9 @@ import (
 	"github.com/lima-vm/go-qcow2reader/lru"
 )
 
-// Image is an open VMDK disk. It implements image.Image; ReadAt and Extent are safe for concurrent use.
-// Its memory is a cache of pages of tables of fixed size, the index of a stream without a grain
-// directory, and, for each goroutine that reads compressed grains, a decoder.
+// Image is an open VMDK disk. It implements image.Image; ReadAt and Extent are safe for
+// concurrent use. Its memory is a cache of pages of tables of fixed size, the index of a stream
+// without a grain directory, and, for each goroutine that reads compressed grains, a decoder.
 type Image struct {
 	m      *Metadata
 	parent image.Image // what is not allocated here, nil = zeros
@@ -30,8 +30,8 @@ type pageKey struct {
 	index int64
 }
 
-// Table pages kept in memory: 2 MiB, which map 32 GiB of grains of 64 KiB. Pages are small, since the
-// tables of a stream lie far from each other.
+// Table pages kept in memory: 2 MiB, which map 32 GiB of grains of 64 KiB. Pages are small, since
+// the tables of a stream lie far from each other.
 const (
 	tablePage  = 4 << 10
 	tablePages = 512
@@ -52,10 +52,10 @@ func (m *Metadata) TableBytes() int64 {
 	return index + min(roundUp(tables, tablePage), tablePage*tablePages)
 }
 
-// Open returns a reader of the checked disk. The parent gives what is not allocated in it; it must be
-// given if and only if ParentID is set, and be the disk with that ID, which is for the caller to check.
-// It may be shorter than the disk, and then reads as zeros behind its end, or longer. Open takes over
-// neither the files nor the parent.
+// Open returns a reader of the checked disk. The parent gives what is not allocated in it; it
+// must be given if and only if ParentID is set, and be the disk with that ID, which is for the
+// caller to check. It may be shorter than the disk, and then reads as zeros behind its end, or
+// longer. Open takes over neither the files nor the parent.
 func (m *Metadata) Open(parent image.Image) (image.Image, error) {
 	switch {
 	case parent == nil && m.ParentID != "":
@@ -88,22 +88,24 @@ type segment struct {
 	part   *part
 }
 
-// cursor translates offsets of the disk. It remembers the part and the pages that it used last, so that
-// going on costs no look-up. It is used by one goroutine.
+// cursor translates offsets of the disk. It remembers the part and the pages that it used last,
+// so that going on costs no look-up. It is used by one goroutine.
 type cursor struct {
 	img    *Image
-	part   int // -1 at first
+	kinds  bool // segments are of interest for their kind only, and may be in several pieces
+	part   int  // -1 at first
 	recent [2]struct {
 		key  pageKey
 		data []byte
 	}
 }
 
-func (img *Image) cursor() *cursor { return &cursor{img: img, part: -1} }
+func (img *Image) cursor(kinds bool) *cursor { return &cursor{img: img, kinds: kinds, part: -1} }
 
-// at returns the segment at off, which must lie within the disk. It ends with the grain, or with the
-// part, or before another grain table.
-func (c *cursor) at(off int64) (segment, error) {
+// at returns the segment at off, which must lie within the disk. It ends with what is stored
+// differently, with the part, or about where the page of the table ends, and need not be longer than
+// want bytes.
+func (c *cursor) at(off, want int64) (segment, error) {
 	parts := c.img.m.parts
 	if c.part < 0 || off < parts[c.part].start || off-parts[c.part].start >= parts[c.part].length {
 		i, found := slices.BinarySearchFunc(parts, off, func(p part, off int64) int {
@@ -126,7 +128,7 @@ func (c *cursor) at(off int64) (segment, error) {
 	case p.sparse.indexed:
 		seg = p.sparse.lookUp(within)
 	default:
-		seg, err = c.translate(p.sparse, within)
+		seg, err = c.translate(p.sparse, within, want)
 	}
 	seg.part = p
 	seg.length = min(seg.length, p.length-within)
@@ -148,7 +150,7 @@ func (s *sparse) lookUp(off int64) segment {
 }
 
 // translate returns the segment at off of an extent by its tables.
-func (c *cursor) translate(s *sparse, off int64) (segment, error) {
+func (c *cursor) translate(s *sparse, off, want int64) (segment, error) {
 	cover := s.cover()
 	index := off / cover
 	p, err := c.page(0, s, s.directory+index*s.entryBytes)
@@ -182,17 +184,23 @@ func (c *cursor) translate(s *sparse, off int64) (segment, error) {
 		seg.host = host + off%s.grain
 	case kindCompressed:
 		seg.host, seg.grain, seg.skip = host, number, off%s.grain
-	case kindUnallocated:
-		most := min(int64(len(p))/s.entryBytes, s.tableSize-number%s.tableSize)
-		for n := int64(1); n < most && s.entry(p, n) == 0; n++ {
-			seg.length += s.grain
+	}
+	most := min(int64(len(p))/s.entryBytes, s.tableSize-number%s.tableSize)
+	for n := int64(1); n < most && seg.length < want; n++ {
+		next, nextHost, err := s.grainAt(s.entry(p, n), pos+n*s.entryBytes)
+		if err != nil || next != kind {
+			break // the error is met again when its grain is asked for
 		}
+		if !c.kinds && (kind == kindCompressed || kind == kindPlain && nextHost != host+n*s.grain) {
+			break
+		}
+		seg.length += s.grain
 	}
 	return seg, nil
 }
 
-// page returns the file's bytes from pos to the end of the page, which is the same for entries close by.
-// pos is a multiple of an entry's length, so no entry is in two pages.
+// page returns the file's bytes from pos to the end of the page, which is the same for entries
+// close by. pos is a multiple of an entry's length, so no entry is in two pages.
 func (c *cursor) page(level int, s *sparse, pos int64) ([]byte, error) {
 	key := pageKey{c.part, pos / tablePage}
 	r := &c.recent[level]
@@ -212,12 +220,12 @@ func (c *cursor) page(level int, s *sparse, pos int64) ([]byte, error) {
 
 // run returns what is at off and can be read at once, at most n bytes of it.
 func (c *cursor) run(off, n int64) (segment, error) {
-	s, err := c.at(off)
+	s, err := c.at(off, n)
 	if err != nil {
 		return segment{}, err
 	}
 	for s.length < n && s.kind != kindCompressed {
-		next, err := c.at(off + s.length)
+		next, err := c.at(off+s.length, n-s.length)
 		if err != nil {
 			return segment{}, err
 		}
@@ -230,8 +238,8 @@ func (c *cursor) run(off, n int64) (segment, error) {
 	return s, nil
 }
 
-// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged grain gives an
-// [*Error].
+// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged grain gives
+// an [*Error].
 func (img *Image) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at the negative offset %d", off)
@@ -240,7 +248,7 @@ func (img *Image) ReadAt(p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	want := p[:min(int64(len(p)), img.Size()-off)]
-	c := img.cursor()
+	c := img.cursor(false)
 	for done := 0; done < len(want); {
 		at := off + int64(done)
 		s, err := c.run(at, int64(len(want)-done))
@@ -302,15 +310,16 @@ func (img *Image) readParent(p []byte, off int64) error {
 	return nil
 }
 
-// Extent returns the first run of start..start+length, which must lie within the disk, that is stored
-// alike. What is zero without being allocated here or in a parent is reported as not allocated.
+// Extent returns the first run of start..start+length, which must lie within the disk, that is
+// stored alike. What is zero without being allocated here or in a parent is reported as not
+// allocated.
 func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.Size() || length > img.Size()-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",
 			length, start, img.Size())
 	}
 	run := image.Extent{Start: start}
-	c := img.cursor()
+	c := img.cursor(true)
 	for off, end := start, start+length; off < end; off = run.Start + run.Length {
 		e, err := img.next(c, off, end)
 		if err != nil {
@@ -330,7 +339,7 @@ func (img *Image) Extent(start, length int64) (image.Extent, error) {
 
 // next returns the extent at off, not joined with what follows.
 func (img *Image) next(c *cursor, off, end int64) (image.Extent, error) {
-	s, err := c.at(off)
+	s, err := c.at(off, end-off)
 	if err != nil {
 		return image.Extent{}, err
 	}

@@ -9,9 +9,9 @@ import (
 	"unicode/utf8"
 )
 
-// checkName returns why a name in a descriptor is not a plain file name on every system that a disk may
-// be taken to. Such names are the image author's; a plain one can only mean a file beside the
-// descriptor.
+// checkName returns why a name in a descriptor is not a plain file name on every system that a
+// disk may be taken to. Such names are the image author's; a plain one can only mean a file
+// beside the descriptor.
 func checkName(name string) error {
 	switch {
 	case name == "":
@@ -57,8 +57,8 @@ func isDevice(name string) bool {
 	return false
 }
 
-// parentName returns the last element of a path as either Windows or another system writes it, "" if
-// that is not a plain name.
+// parentName returns the last element of a path as either Windows or another system writes it, ""
+// if that is not a plain name.
 func parentName(hint string) string {
 	name := hint[strings.LastIndexAny(hint, `/\`)+1:]
 	if checkName(name) != nil {

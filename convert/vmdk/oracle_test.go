@@ -71,8 +71,8 @@ func sparseRAW(t *testing.T, path string, size, step int64, rnd *rand.Rand) {
 	}
 }
 
-// TestAgainstQEMU compares disks that qemu-img writes, in all of its variants, with what they were made
-// of.
+// TestAgainstQEMU compares disks that qemu-img writes, in all of its variants, with what they
+// were made of.
 func TestAgainstQEMU(t *testing.T) {
 	needQEMU(t)
 	rnd := rand.New(rand.NewPCG(7, 8))
@@ -114,8 +114,8 @@ func TestAgainstQEMU(t *testing.T) {
 	}
 }
 
-// TestAgainstQEMUParent compares a child that qemu-img writes, with zeroed grains, with what qemu-img
-// reads of it.
+// TestAgainstQEMUParent compares a child that qemu-img writes, with zeroed grains, with what
+// qemu-img reads of it.
 func TestAgainstQEMUParent(t *testing.T) {
 	needQEMU(t)
 	rnd := rand.New(rand.NewPCG(9, 10))
@@ -149,8 +149,8 @@ func TestAgainstQEMUParent(t *testing.T) {
 	}
 }
 
-// TestQEMUReads compares disks of this test's writer with what qemu-img reads of them, so that writer and
-// reader do not share a mistake.
+// TestQEMUReads compares disks of this test's writer with what qemu-img reads of them, so that
+// writer and reader do not share a mistake.
 func TestQEMUReads(t *testing.T) {
 	needQEMU(t)
 	rnd := rand.New(rand.NewPCG(11, 12))

@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// Options says what [Preflight] accepts, and gives it the files that a disk of several has. The zero
-// value accepts nothing out of the ordinary.
+// Options says what [Preflight] accepts, and gives it the files that a disk of several has. The
+// zero value accepts nothing out of the ordinary.
 type Options struct {
 	// MaxVirtualSize is the largest accepted virtual size in bytes, 0 = no limit but the format's.
 	MaxVirtualSize int64
@@ -22,13 +22,14 @@ type Options struct {
 	AllowParent bool
 	// Force accepts a sparse extent whose grain directory is damaged, if it has another one.
 	Force bool
-	// OpenExtent opens the file of that name beside the descriptor and gives its content and its size in
-	// bytes. It is called once per name, in the order of the extents, and only with plain file names;
-	// that the file is a regular one, no symbolic link, and neither the descriptor itself nor one of
-	// those given before is for it to check. An error that is [fs.ErrNotExist] says that the file is missing; others are returned as they
-	// are. The files must stay open as long as the disk is used, and stay the caller's to close: there
-	// may be 4096 of them. If a plain (flat) extent's content has a method Extent as image.Image has,
-	// its holes are reported.
+	// OpenExtent opens the file of that name beside the descriptor and gives its content and its
+	// size in bytes. It is called once per name, in the order of the extents, and only with plain
+	// file names; that the file is a regular one, no symbolic link, and neither the descriptor
+	// itself nor one of those given before is for it to check. An error that is [fs.ErrNotExist]
+	// says that the file is missing; others are returned as they are. The files must stay open as
+	// long as the disk is used, and stay the caller's to close: there may be 4096 of them. If a
+	// plain (flat) extent's content has a method Extent as image.Image has, its holes are
+	// reported.
 	//
 	// nil refuses disks of several files.
 	OpenExtent func(name string) (r io.ReaderAt, size int64, err error)
@@ -80,12 +81,12 @@ const (
 	remedyDevice = "clone the disk to a file with `vmkfstools -i` or copy the device itself"
 )
 
-// Preflight checks the disk whose descriptor, or whose only sparse extent, is the size bytes of r: the
-// descriptor, the headers and every entry of the tables of all extents. A bad or unsupported disk gives
-// an [*Error]; errors of reading are returned as they are.
+// Preflight checks the disk whose descriptor, or whose only sparse extent, is the size bytes of
+// r: the descriptor, the headers and every entry of the tables of all extents. A bad or
+// unsupported disk gives an [*Error]; errors of reading are returned as they are.
 //
-// It reads every table at least twice, so it takes time by what the files really hold. While it runs it
-// keeps eight bytes per grain table, and a bit per grain, at most 32 MiB of those.
+// It reads every table at least twice, so it takes time by what the files really hold. While it
+// runs it keeps eight bytes per grain table, and a bit per grain, at most 32 MiB of those.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{SectorSize: sectorSize}
 	f := file{r, size}
@@ -131,8 +132,8 @@ func readDescriptor(f file, at, length int64, embedded bool) (*descriptor, error
 	return parseDescriptor(text, embedded)
 }
 
-// openHosted opens a disk by a hosted sparse extent, which it is all of, or which is but a container
-// for the descriptor.
+// openHosted opens a disk by a hosted sparse extent, which it is all of, or which is but a
+// container for the descriptor.
 func (m *Metadata) openHosted(ctx context.Context, f file, head []byte, o Options) error {
 	s, err := parseHosted(f, head, 0)
 	if err != nil {
@@ -147,7 +148,8 @@ func (m *Metadata) openHosted(ctx context.Context, f file, head []byte, o Option
 			return &Error{Reason: "it is one extent of a disk, without a descriptor, and not the whole of it",
 				Remedy: giveDescriptor}
 		}
-		// Some writers of streams leave the descriptor out. Disks of several files are never compressed.
+		// Some writers of streams leave the descriptor out. Disks of several files are never
+		// compressed.
 		m.Variant = streamOptimized
 		m.warn("it has no descriptor; it is taken for a whole disk without a parent")
 	} else {
@@ -175,8 +177,9 @@ func (m *Metadata) openHosted(ctx context.Context, f file, head []byte, o Option
 	return nil
 }
 
-// checkOwnExtent checks that an embedded descriptor describes the file that it is in. The extent's name
-// is of no interest, since files get renamed, and the length in the header is the one that counts.
+// checkOwnExtent checks that an embedded descriptor describes the file that it is in. The
+// extent's name is of no interest, since files get renamed, and the length in the header is the
+// one that counts.
 func (m *Metadata) checkOwnExtent(d *descriptor, capacity int64) error {
 	if _, layout := layoutOf(d.createType); layout != layoutHosted || len(d.extents) > 1 {
 		return bad("createType %.100q with %d extents, in a descriptor inside of a sparse extent, means further files",

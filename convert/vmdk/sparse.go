@@ -21,8 +21,9 @@ const (
 // directoryAtEnd, as the sector of the grain directory, says that the footer has it.
 const directoryAtEnd = math.MaxUint64
 
-// sparse is a sparse extent of any kind: its header, checked, and where its mapping is. The mapping has
-// two levels: a grain directory of grain tables, whose entries say where the grains are.
+// sparse is a sparse extent of any kind: its header, checked, and where its mapping is. The
+// mapping has two levels: a grain directory of grain tables, whose entries say where the grains
+// are.
 type sparse struct {
 	file
 	kind       string // its magic
@@ -50,8 +51,8 @@ type sparse struct {
 	tables int64 // byte offset of the grain tables
 	grains int64 // byte offset of the grains
 
-	// index has every grain of a stream without a grain directory, sorted: the number of the grain in
-	// the upper half and its sector in the lower.
+	// index has every grain of a stream without a grain directory, sorted: the number of the
+	// grain in the upper half and its sector in the lower.
 	index   []uint64
 	indexed bool
 
@@ -67,10 +68,8 @@ type byteRange struct {
 	what   string
 }
 
-const hostedHeaderBytes = 79
-
-// parseHosted checks the header of a hosted sparse extent. The same layout is used for footers. Where
-// the grain directory is, is checked with the directory, since there may be a second one.
+// parseHosted checks the header of a hosted sparse extent. The same layout is used for footers.
+// Where the grain directory is, is checked with the directory, since there may be a second one.
 func parseHosted(f file, h []byte, at int64) (*sparse, error) {
 	le := binary.LittleEndian
 	if len(h) < sectorSize || string(h[:4]) != magicHosted {
@@ -324,8 +323,8 @@ const (
 	kindCompressed              // in the file, compressed
 )
 
-// table returns the offset of the grain table that an entry of the grain directory names, 0 if there is
-// none. The whole table is inside the file, and not in the header.
+// table returns the offset of the grain table that an entry of the grain directory names, 0 if
+// there is none. The whole table is inside the file, and not in the header.
 func (s *sparse) table(e uint64, index int64) (int64, error) {
 	if e == 0 {
 		return 0, nil
@@ -349,8 +348,8 @@ func (s *sparse) table(e uint64, index int64) (int64, error) {
 	return off, nil
 }
 
-// inReserved returns the name of what may not be overlapped by the bytes from lo to hi, "" if they are
-// free.
+// inReserved returns the name of what may not be overlapped by the bytes from lo to hi, "" if
+// they are free.
 func (s *sparse) inReserved(lo, hi int64) string {
 	for _, r := range s.reserved {
 		if lo < r.hi && r.lo < hi {
@@ -360,8 +359,8 @@ func (s *sparse) inReserved(lo, hi int64) string {
 	return ""
 }
 
-// grainAt returns what an entry of a grain table at pos of the file says: where the grain begins, if it
-// has data. It begins inside the file.
+// grainAt returns what an entry of a grain table at pos of the file says: where the grain begins,
+// if it has data. It begins inside the file.
 func (s *sparse) grainAt(e uint64, pos int64) (kind, int64, error) {
 	if e == 0 {
 		return kindUnallocated, 0, nil

@@ -20,7 +20,8 @@ const (
 // markerHeaderBytes is the length of what is before the data of a grain.
 const markerHeaderBytes = 12
 
-// footerBytes is the length of the footer with its marker before it and the end-of-stream marker behind.
+// footerBytes is the length of the footer with its marker before it and the end-of-stream marker
+// behind.
 const footerBytes = 3 * sectorSize
 
 // marker is a sector that says what follows.
@@ -39,12 +40,13 @@ func parseMarker(p []byte) marker {
 	return m
 }
 
-// maxStored is how many bytes the data of a compressed grain may have. What cannot be compressed grows a
-// little.
+// maxStored is how many bytes the data of a compressed grain may have. What cannot be compressed
+// grows a little.
 func (s *sparse) maxStored() int64 { return 2*s.grain + sectorSize }
 
-// findFooter takes over what the footer says. It is at the very end of the file, or, if something was
-// appended, in front of the end-of-stream marker. A stream without a footer is indexed by its markers.
+// findFooter takes over what the footer says. It is at the very end of the file, or, if something
+// was appended, in front of the end-of-stream marker. A stream without a footer is indexed by its
+// markers.
 func (s *sparse) findFooter(ctx context.Context) error {
 	if s.size >= s.overhead+footerBytes {
 		p := make([]byte, footerBytes)
@@ -104,13 +106,13 @@ func (s *sparse) useFooter(p []byte, at int64) error {
 	return nil
 }
 
-// walkMarkers goes through the stream from marker to marker up to its end, and puts what grains there
-// are in the index. It returns where the footer is, 0 if there is none.
+// walkMarkers goes through the stream from marker to marker up to its end, and puts what grains
+// there are in the index. It returns where the footer is, 0 if there is none.
 //
 // The limits of the grain directory and of grain tables keep the numbers of grains below 2^32.
 //
-// It reads a sector per grain, so it takes time by the length of the file. A stream that ends without an
-// end-of-stream marker was cut off.
+// It reads a sector per grain, so it takes time by the length of the file. A stream that ends
+// without an end-of-stream marker was cut off.
 func (s *sparse) walkMarkers(ctx context.Context) (footer int64, err error) {
 	s.index = []uint64{}
 	sorted := true
@@ -179,8 +181,8 @@ func (s *sparse) walkMarkers(ctx context.Context) (footer int64, err error) {
 // maxPadding is how many zeros may follow the end of a stream.
 const maxPadding = 64 << 10
 
-// checkEnd checks that a stream really ends with the end-of-stream marker at the offset: any sector of
-// zeros looks like one.
+// checkEnd checks that a stream really ends with the end-of-stream marker at the offset: any
+// sector of zeros looks like one.
 func (s *sparse) checkEnd(m marker, at int64) error {
 	rest := s.size - at - sectorSize
 	if m.value == 0 && rest <= maxPadding {

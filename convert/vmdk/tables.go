@@ -13,9 +13,9 @@ import (
 // checkPage is how many bytes of tables are read at a time while they are checked.
 const checkPage = 64 << 10
 
-// check finds the mapping of the extent and checks every entry of it. If it is damaged and there is
-// another one, that is used, but only if force is set: what has two mappings that differ may be damaged
-// in other ways. It returns warnings.
+// check finds the mapping of the extent and checks every entry of it. If it is damaged and there
+// is another one, that is used, but only if force is set: what has two mappings that differ may
+// be damaged in other ways. It returns warnings.
 func (s *sparse) check(ctx context.Context, force bool) ([]string, error) {
 	var warnings []string
 	other := *s
@@ -131,9 +131,9 @@ func (s *sparse) readDirectory(ctx context.Context) (tables []int64, last int64,
 	return tables, last, nil
 }
 
-// checkTables checks the entries of the grain tables, and that no two grains share bytes of the file, nor
-// a grain with a table: in no honest image do they, and with it a small file could claim any amount of
-// data.
+// checkTables checks the entries of the grain tables, and that no two grains share bytes of the
+// file, nor a grain with a table: in no honest image do they, and with it a small file could
+// claim any amount of data.
 func (s *sparse) checkTables(ctx context.Context, tables []int64, last int64) error {
 	w := tableWalker{s: s, ctx: ctx, last: last, page: make([]byte, min(checkPage, s.tableBytes()))}
 	var first, differ, end int64
@@ -201,8 +201,8 @@ type tableWalker struct {
 	page []byte
 }
 
-// walk calls fn for every entry of the table that stands for data: with where the entry is and where the
-// data is. Entries behind the end of the disk are not looked at.
+// walk calls fn for every entry of the table that stands for data: with where the entry is and
+// where the data is. Entries behind the end of the disk are not looked at.
 func (w *tableWalker) walk(table int64, fn func(pos, host int64) error) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
@@ -231,8 +231,8 @@ func (w *tableWalker) walk(table int64, fn func(pos, host int64) error) error {
 	return nil
 }
 
-// occupancyBits is how many units of a file are looked at together: 32 MiB of bits. With the smallest
-// unit, a sector, that is 128 GiB of file.
+// occupancyBits is how many units of a file are looked at together: 32 MiB of bits. With the
+// smallest unit, a sector, that is 128 GiB of file.
 const occupancyBits = 1 << 28
 
 // occupancy has a bit for each unit of a stretch of the file that a grain covers.
@@ -261,7 +261,8 @@ func (o *occupancy) reset(n int64) {
 	clear(o.words)
 }
 
-// clip returns what of the units from first on, before end, is in the stretch, counted from its start.
+// clip returns what of the units from first on, before end, is in the stretch, counted from its
+// start.
 func (o *occupancy) clip(first, end int64) (int64, int64) {
 	return max(first-o.lo, 0), min(end-o.lo, int64(len(o.words))*64)
 }

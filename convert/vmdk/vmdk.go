@@ -3,11 +3,11 @@
 // Package vmdk reads VMDK disks as described in VMware's "Virtual Disk Format 5.0", and the sparse
 // formats of ESXi (COWD and seSparse), which that text leaves out, as QEMU reads them.
 //
-// A VMDK is a descriptor, a text, that lists extents: stretches of the disk, most of which are files of
-// their own. [Preflight] takes the file that the user named, which is the descriptor or a sparse extent
-// that has it inside, and checks everything that it and its extents say about themselves.
-// [Metadata.Open] builds a reader of what passed. The package opens no file: extents come from
-// [Options].OpenExtent, by names that were checked to be plain ones.
+// A VMDK is a descriptor, a text, that lists extents: stretches of the disk, most of which are
+// files of their own. [Preflight] takes the file that the user named, which is the descriptor or
+// a sparse extent that has it inside, and checks everything that it and its extents say about
+// themselves. [Metadata.Open] builds a reader of what passed. The package opens no file: extents
+// come from [Options].OpenExtent, by names that were checked to be plain ones.
 package vmdk
 
 import (
