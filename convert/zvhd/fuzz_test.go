@@ -13,8 +13,8 @@ import (
 	"github.com/imsprep/imsprep/convert/zvhd2/zvhd2test"
 )
 
-// FuzzOpen opens a file of a header, whose checksum is made right, records, and a tail page, and reads some
-// of it.
+// FuzzOpen opens a file of a header, whose checksum is made right, records, and a tail page, and
+// reads some of it.
 func FuzzOpen(f *testing.F) {
 	disk := zvhd2test.Disk{Size: 5 * BlockSize, Pieces: []zvhd2test.Piece{
 		{Offset: 100, Data: zvhd2test.Text("a", 3000)},
@@ -68,7 +68,7 @@ func FuzzOpen(f *testing.F) {
 				if e.Allocated {
 					mapped += e.Length
 				}
-				if reads++; reads <= 6 {
+				if reads++; reads <= 3 {
 					n := min(BlockSize, e.Length)
 					if got, err := img.ReadAt(p[:n], off); int64(got) != n && !errors.As(err, &refusal) {
 						t.Fatalf("read at %d: %d, %v", off, got, err)

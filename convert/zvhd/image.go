@@ -16,12 +16,14 @@ import (
 	"github.com/lima-vm/go-qcow2reader/lru"
 )
 
-// Image is an open ZVHD disk. It implements image.Image; ReadAt and Extent are safe for concurrent use.
+// Image is an open ZVHD disk. It implements image.Image; ReadAt and Extent are safe for concurrent
+// use.
 //
-// The format is made to be read in sequence. To decode a block takes the last 32 KiB, the window, of the
-// stored block before it, so every block is decoded for the first time after all that are before it. In
-// passing, windows are kept: those of all blocks if there are at most 1024, else of 1024 that are
-// spread evenly. From then on a block costs no more than what is between it and the nearest window.
+// The format is made to be read in sequence. To decode a block takes the last 32 KiB, the window,
+// of the stored block before it, so every block is decoded for the first time after all that are
+// before it. In passing, windows are kept: those of all blocks if there are at most 1024, else of
+// 1024 that are spread evenly. From then on a block costs no more than what is between it and the
+// nearest window.
 type Image struct {
 	m        *Metadata
 	decoders sync.Pool // of *decoder
@@ -72,14 +74,15 @@ func (img *Image) Readable() error { return nil }
 // Close does nothing: the file is the caller's.
 func (img *Image) Close() error { return nil }
 
-// find returns the number of the first record of a block or one behind it, and whether it is the block's.
+// find returns the number of the first record of a block or one behind it, and whether it is the
+// block's.
 func (m *Metadata) find(block int64) (k int, ok bool) {
 	k = sort.Search(len(m.records), func(i int) bool { return int64(m.records[i].block) >= block })
 	return k, k < len(m.records) && int64(m.records[k].block) == block
 }
 
-// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged record gives an
-// [*Error].
+// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged record gives
+// an [*Error].
 func (img *Image) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at the negative offset %d", off)
@@ -87,8 +90,8 @@ func (img *Image) ReadAt(p []byte, off int64) (n int, err error) {
 	if off >= img.Size() {
 		return 0, io.EOF
 	}
-	// Nothing here relies on the compressed data for its safety; should a decoder do, that is a damaged
-	// image and not the end of the process.
+	// Nothing here relies on the compressed data for its safety; should a decoder do, that is a
+	// damaged image and not the end of the process.
 	defer func() {
 		if r := recover(); r != nil {
 			n, err = 0, bad("reading at %d failed: %v", off, r)
@@ -116,8 +119,8 @@ func (img *Image) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// Extent returns the first run of start..start+length, which must lie within the disk, that is stored
-// alike: blocks that are in the file, or blocks of zeros that are not.
+// Extent returns the first run of start..start+length, which must lie within the disk, that is
+// stored alike: blocks that are in the file, or blocks of zeros that are not.
 func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.Size() || length > img.Size()-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",
@@ -203,7 +206,8 @@ func (img *Image) decodeAndKeep(k int, window []byte) ([]byte, error) {
 	return data, nil
 }
 
-// window returns the end of the block of record k, if it is known. Before the first there is nothing.
+// window returns the end of the block of record k, if it is known. Before the first there is
+// nothing.
 func (img *Image) window(k int) ([]byte, bool) {
 	if k < 0 {
 		return nil, true
@@ -239,8 +243,8 @@ type decoder struct {
 	in     bytes.Reader
 }
 
-// decode decodes the block of record k into p, which has its length, with the window of the stored block
-// before it.
+// decode decodes the block of record k into p, which has its length, with the window of the stored
+// block before it.
 func (img *Image) decode(p []byte, k int, window []byte) error {
 	d := img.decoders.Get().(*decoder)
 	defer img.decoders.Put(d)
@@ -275,8 +279,8 @@ func (img *Image) decode(p []byte, k int, window []byte) error {
 // syncFlush ends each piece of the stream: an empty stored block, which ends on a byte.
 var syncFlush = []byte{0x00, 0x00, 0xFF, 0xFF}
 
-// inflate decodes a piece of the stream that must hold len(p) bytes. The first piece begins with the
-// zlib header, and the stream does not end.
+// inflate decodes a piece of the stream that must hold len(p) bytes. The first piece begins with
+// the zlib header, and the stream does not end.
 func (d *decoder) inflate(p, payload, window []byte, first bool) error {
 	if first {
 		// RFC 1950, 2.2: deflate, a window of at most 32 KiB, check bits, no preset dictionary.

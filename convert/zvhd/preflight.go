@@ -14,8 +14,9 @@ import (
 // Options says what [Preflight] accepts.
 type Options struct {
 	MaxVirtualSize int64 // bytes, 0 = no limit but the format's
-	// OriginalSize takes the size of the disk that the file was made from. Without it the disk has the
-	// header's current size, which is what the cloud shows: the original size rounded up to whole GiB.
+	// OriginalSize takes the size of the disk that the file was made from. Without it the disk has
+	// the header's current size, which is what the cloud shows: the original size rounded up to
+	// whole GiB.
 	OriginalSize bool
 }
 
@@ -38,7 +39,8 @@ type Metadata struct {
 	records  []record // in ascending block order
 }
 
-// record is the place of a stored block. A record is at least a page long and at most maxRecord bytes.
+// record is the place of a stored block. A record is at least a page long and at most maxRecord
+// bytes.
 type record struct {
 	block uint32
 	page  uint32 // its offset in the file, in pages
@@ -50,12 +52,12 @@ const (
 	ctxInterval = 1 << 10 // records between looks at the context
 )
 
-// Preflight checks the image in the size bytes of r: its head page, the frame of every record, and that
-// the tail page is there. A bad or unsupported image gives an [*Error]; errors of reading are returned
-// as they are.
+// Preflight checks the image in the size bytes of r: its head page, the frame of every record, and
+// that the tail page is there. A bad or unsupported image gives an [*Error]; errors of reading are
+// returned as they are.
 //
-// It reads 52 bytes for every record, so it takes time by what the file really holds, and it keeps eight
-// bytes for each.
+// It reads 52 bytes for every record, so it takes time by what the file really holds, and it keeps
+// eight bytes for each.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{r: r, fileSize: size, BlockSize: BlockSize, SectorSize: sectorSize, Compression: "zlib"}
 	if err := m.readHead(o); err != nil {
@@ -103,8 +105,8 @@ func (m *Metadata) readHead(o Options) error {
 	le := binary.LittleEndian
 	version := le.Uint32(h[offCreatorVersion:])
 	if got, want := le.Uint32(h[offChecksum:]), checksum(h); got != want {
-		// Old versions of the program that the header descends from changed the hidden byte and not the
-		// checksum.
+		// Old versions of the program that the header descends from changed the hidden byte and not
+		// the checksum.
 		const v01, v11 = 0x00000001, 0x00010001
 		old := string(h[offCreator:offCreator+3]) == "tap" && (version == v01 || version == v11)
 		if !old || got != want+uint32(h[offHidden]) {
@@ -180,8 +182,8 @@ func (m *Metadata) readRecords(ctx context.Context) error {
 	}
 }
 
-// checkRecord checks the header of the record at the given offset and returns the record's length. The
-// record may be of any block from next on.
+// checkRecord checks the header of the record at the given offset and returns the record's length.
+// The record may be of any block from next on.
 func (m *Metadata) checkRecord(header []byte, at, next int64) (length int64, err error) {
 	if string(header[:len(recordMagic)]) != recordMagic {
 		return 0, damaged("there is neither a record nor the tail page at %d", at)
@@ -217,8 +219,8 @@ func printable(s string) string {
 	return string(b)
 }
 
-// TableBytes returns how many bytes of mapping tables and of ends of blocks a reader keeps in memory at
-// most.
+// TableBytes returns how many bytes of mapping tables and of ends of blocks a reader keeps in
+// memory at most.
 func (m *Metadata) TableBytes() int64 {
 	return int64(cap(m.records))*8 + windowSize*int64(min(len(m.records), maxWindows)+recentWindows)
 }

@@ -9,9 +9,9 @@
 //
 //	head page | records in ascending block order | tail page, a copy of the head page
 //
-// There is no index: [Preflight] goes from record to record. The stream ends on a byte at the end of
-// each record, and it never refers back more than 32 KiB; so a block can be decoded with the end of the
-// stored block before it, and [Image] keeps some of these ends.
+// There is no index: [Preflight] goes from record to record. The stream ends on a byte at the end
+// of each record, and it never refers back more than 32 KiB; so a block can be decoded with the end
+// of the stored block before it, and [Image] keeps some of these ends.
 package zvhd
 
 import (

@@ -151,8 +151,9 @@ func (a *Assembler) Head() []byte {
 	return page
 }
 
-// geometry returns cylinders << 16 | heads << 8 | sectors per track for a disk of size bytes, as the
-// vendor's writer computes them, who cuts the number of sectors to 32 bits. Nothing reads the field.
+// geometry returns cylinders << 16 | heads << 8 | sectors per track for a disk of size bytes, as
+// the vendor's writer computes them, who cuts the number of sectors to 32 bits. Nothing reads the
+// field.
 func geometry(size int64) uint32 {
 	s := min(uint32(max(size/sectorSize, 1)), 65535*16*255)
 	sectors, heads := uint32(255), uint32(16)
@@ -193,11 +194,11 @@ func (a *Assembler) TailLength() int64 {
 	return 2*pageSize + segments(a.Stored())*indexSegment + segments(a.blocks)*bitmapSegment
 }
 
-// WriteTail writes what follows the records: the middle page, the index, the bitmap and the footer. It
-// depends on nothing but the header and the records, so that it can be made again.
+// WriteTail writes what follows the records: the middle page, the index, the bitmap and the footer.
+// It depends on nothing but the header and the records, so that it can be made again.
 func (a *Assembler) WriteTail(w io.Writer) error {
-	// The middle page is the head again. The vendor's writer adds the number of stored blocks without
-	// correcting the checksum; no reader looks at it.
+	// The middle page is the head again. The vendor's writer adds the number of stored blocks
+	// without correcting the checksum; no reader looks at it.
 	head := a.Head()
 	if err := writeFull(w, head); err != nil {
 		return err
@@ -262,8 +263,8 @@ func writeFull(w io.Writer, p []byte) error {
 	return err
 }
 
-// Checkpoint is the state of an image that is being written, all that is needed to go on with it. It
-// can be stored as JSON; Records has about three bytes for each stored block, 1.5 MiB for 1 TiB.
+// Checkpoint is the state of an image that is being written, all that is needed to go on with it.
+// It can be stored as JSON; Records has about three bytes for each stored block, 1.5 MiB for 1 TiB.
 type Checkpoint struct {
 	Header
 	Offset  int64  `json:"offset"`  // bytes of the file up to here
@@ -276,11 +277,11 @@ func (a *Assembler) Checkpoint() Checkpoint {
 	return Checkpoint{Header: a.header, Offset: a.offset, Next: a.Next(), Records: a.AppendRecords(nil, 0)}
 }
 
-// AppendRecords appends the records from number from on, in packed form, to dst. A journal that stores
-// each record once, as it comes, puts the pieces together for the Records of a [Checkpoint].
+// AppendRecords appends the records from number from on, in packed form, to dst. A journal that
+// stores each record once, as it comes, puts the pieces together for the Records of a [Checkpoint].
 //
-// A record is packed into two unsigned varints: the number of blocks that were left out before it, and
-// its length in pages of 4096 bytes.
+// A record is packed into two unsigned varints: the number of blocks that were left out before it,
+// and its length in pages of 4096 bytes.
 func (a *Assembler) AppendRecords(dst []byte, from int64) []byte {
 	next := int64(0)
 	if from > 0 {

@@ -12,8 +12,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Encoder makes records of blocks. It is safe for concurrent use, and what it makes depends on the block,
-// the method and the level alone.
+// Encoder makes records of blocks. It is safe for concurrent use, and what it makes depends on the
+// block, the method and the level alone.
 type Encoder struct {
 	method Method
 	level  int
@@ -26,9 +26,9 @@ const (
 	DefaultZlibLevel = 1
 )
 
-// NewEncoder returns an encoder. The empty method is [Zstd], and level 0 is the method's default. Levels
-// are 1 to 22 for zstd, where several levels give the same result (1-2, 3-5, 6-9, 10-22), and 1 to 9
-// for zlib.
+// NewEncoder returns an encoder. The empty method is [Zstd], and level 0 is the method's default.
+// Levels are 1 to 22 for zstd, where several levels give the same result (1-2, 3-5, 6-9, 10-22),
+// and 1 to 9 for zlib.
 func NewEncoder(method Method, level int) (*Encoder, error) {
 	most, standard := 22, DefaultZstdLevel
 	switch method {
@@ -49,9 +49,9 @@ func NewEncoder(method Method, level int) (*Encoder, error) {
 	return &Encoder{method: method, level: level}, nil
 }
 
-// Append appends the record of a block to dst, a multiple of 4096 bytes. A block of zeros has no record:
-// then dst is returned as it is. p has the block's bytes; what it lacks to [BlockSize] is zero, as at
-// the end of a disk.
+// Append appends the record of a block to dst, a multiple of 4096 bytes. A block of zeros has no
+// record: then dst is returned as it is. p has the block's bytes; what it lacks to [BlockSize] is
+// zero, as at the end of a disk.
 func (e *Encoder) Append(dst []byte, block int64, p []byte) ([]byte, error) {
 	if block < 0 || block > math.MaxUint32 || len(p) > BlockSize {
 		return dst, fmt.Errorf("block %d of %d bytes cannot be stored", block, len(p))

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -15,22 +16,32 @@ import (
 )
 
 // content is a disk of eight blocks, of which 0, 2 and 3 and the end of the last hold data.
-func content() zvhd2test.Disk {
+var content = sync.OnceValue(func() zvhd2test.Disk {
 	return zvhd2test.Disk{Size: 8 * BlockSize, Pieces: []zvhd2test.Piece{
 		{Offset: 0, Data: zvhd2test.Text("zero", BlockSize)},
 		{Offset: 2*BlockSize + 100, Data: zvhd2test.Noise("two", 9000)},
 		{Offset: 4*BlockSize - 5000, Data: zvhd2test.Text("three", 5000)},
 		{Offset: 8*BlockSize - 3, Data: []byte("end")},
 	}}
-}
+})
+
+// payloads are the compressed blocks of [content].
+var payloads = sync.OnceValue(func() [][]byte {
+	var all [][]byte
+	disk := content()
+	for _, b := range disk.Blocks() {
+		all = append(all, zvhd2test.ZstdBlock(disk.Block(b)))
+	}
+	return all
+})
 
 // contentImage is the file of [content].
 func contentImage() zvhd2test.Image {
 	disk := content()
 	im := zvhd2test.Image{Original: disk.Size}
-	for _, b := range disk.Blocks() {
+	for i, b := range disk.Blocks() {
 		im.Records = append(im.Records, zvhd2test.Record{
-			Block: uint32(b), Payload: zvhd2test.ZstdBlock(disk.Block(b)),
+			Block: uint32(b), Payload: bytes.Clone(payloads()[i]),
 		})
 	}
 	return im
@@ -46,7 +57,8 @@ func put64(off int, v uint64) func([]byte) {
 
 func put8(off int, v byte) func([]byte) { return func(h []byte) { h[off] = v } }
 
-// oldCreator makes a header that the exception of the checksum is for: hidden byte set after the sum.
+// oldCreator makes a header that the exception of the checksum is for: hidden byte set after the
+// sum.
 func oldCreator(creator string, version uint32, hidden byte) func([]byte) []byte {
 	return func(file []byte) []byte {
 		h := file[len(file)-4096:]
@@ -58,8 +70,8 @@ func oldCreator(creator string, version uint32, hidden byte) func([]byte) []byte
 	}
 }
 
-// TestReadsWhatTheVendorReads has files that differ from what the vendor's writer makes, and that its
-// reader was seen to read rightly.
+// TestReadsWhatTheVendorReads has files that differ from what the vendor's writer makes, and that
+// its reader was seen to read rightly.
 func TestReadsWhatTheVendorReads(t *testing.T) {
 	for name, change := range map[string]func(*zvhd2test.Image){
 		"as written":              func(im *zvhd2test.Image) {},
@@ -134,8 +146,8 @@ func useZlib(im *zvhd2test.Image, level int, finish bool) {
 	}
 }
 
-// TestRefuses has a file for every check that a reader must make. None costs more memory than the file
-// has, and the checks before reading see all but what is in the records.
+// TestRefuses has a file for every check that a reader must make. None costs more memory than the
+// file has, and the checks before reading see all but what is in the records.
 func TestRefuses(t *testing.T) {
 	const end = 4096 // of the file, from there to the footer
 	extend := func(n int) func([]byte) []byte {

@@ -41,8 +41,9 @@ func readSample(t testing.TB, name string) []byte {
 		t.Fatal(err)
 	}
 	if name == "random" {
-		// 2 MiB of noise are kept out of the repository: they are zero in the file there. The payload is
-		// a frame header of 9 bytes and 16 raw blocks of 128 KiB with a header of 3 bytes each.
+		// 2 MiB of noise are kept out of the repository: they are zero in the file there. The
+		// payload is a frame header of 9 bytes and 16 raw blocks of 128 KiB with a header of 3
+		// bytes each.
 		noise := zvhd2test.Noise("random", BlockSize)
 		for i := range 16 {
 			copy(file[pageSize+recordHeader+9+3+i*(3+128<<10):], noise[i*128<<10:][:128<<10])
@@ -86,8 +87,8 @@ func readManifest(t testing.TB) map[string]facts {
 	return manifest
 }
 
-// TestSamplesDecode reads the vendor's files with both sizes and compares them with the sums that the
-// vendor's reader gave.
+// TestSamplesDecode reads the vendor's files with both sizes and compares them with the sums that
+// the vendor's reader gave.
 func TestSamplesDecode(t *testing.T) {
 	manifest := readManifest(t)
 	if len(manifest) != len(samples) {
@@ -126,7 +127,8 @@ func TestSamplesDecode(t *testing.T) {
 			}
 			sameDisk(t, small, disk)
 			if name == "multiseg" {
-				// Hashing 65 GiB takes minutes; the manifest's author gave the sums of the blocks with data.
+				// Hashing 65 GiB takes minutes; the manifest's author gave the sums of the blocks
+				// with data.
 				for b, want := range map[int64]string{
 					0:     "ba4b2b995f71261cdda6c578bf509b8c7454382ab64c39ed45895d2df983135a",
 					32767: "bf55d611596d2f9a928f0e77511ff4068a7df5dd66c135c6a4c902c98cf03031",
@@ -188,8 +190,8 @@ func cut(t *testing.T, file []byte) layout {
 	return l
 }
 
-// TestWritesLikeTheVendor gives the writer the disks of the vendor's files, and compares what it makes
-// region by region.
+// TestWritesLikeTheVendor gives the writer the disks of the vendor's files, and compares what it
+// makes region by region.
 func TestWritesLikeTheVendor(t *testing.T) {
 	le := binary.LittleEndian
 	for _, name := range samples {
@@ -213,8 +215,8 @@ func TestWritesLikeTheVendor(t *testing.T) {
 			if !isZero(l.head[512:]) || !isZero(l.footer[512:]) {
 				t.Error("the filler is not zero")
 			}
-			// The vendor's middle page has the number of stored blocks and the head's checksum; ours is the
-			// head.
+			// The vendor's middle page has the number of stored blocks and the head's checksum;
+			// ours is the head.
 			middle := bytes.Clone(want.middle[:512])
 			if n := le.Uint32(middle[136:]); int(n) != len(disk.Blocks()) {
 				t.Errorf("the vendor's middle page has %d stored blocks", n)
@@ -261,7 +263,8 @@ func TestWritesLikeTheVendor(t *testing.T) {
 				if !bytes.Equal(a[:48], b[:48]) || !bytes.Equal(a[len(a)-4:], b[len(b)-4:]) {
 					t.Errorf("record %d: %x ... %x, want %x ... %x", i, a[:48], a[len(a)-4:], b[:48], b[len(b)-4:])
 				}
-				// The frame's header: single segment, four bytes of content size, no checksum, no dictionary.
+				// The frame's header: single segment, four bytes of content size, no checksum, no
+				// dictionary.
 				if frame := a[48:57]; !bytes.Equal(frame, b[48:57]) || hex.EncodeToString(frame) != "28b52ffda000002000" {
 					t.Errorf("record %d: frame header %x, want %x", i, frame, b[48:57])
 				}

@@ -17,8 +17,8 @@ import (
 )
 
 // Image is an open ZVHD2 disk. It implements image.Image; ReadAt and Extent are safe for concurrent
-// use, and blocks are decoded in parallel. Its memory is the bitmap, two small caches, and a decoder
-// and the bytes of a record for each goroutine that reads.
+// use, and blocks are decoded in parallel. Its memory is the bitmap, two small caches, and a
+// decoder and the bytes of a record for each goroutine that reads.
 type Image struct {
 	m        *Metadata
 	index    *lru.Cache[int64, []byte] // pages of the index by number
@@ -61,8 +61,8 @@ func (img *Image) Readable() error { return nil }
 // Close does nothing: the file is the caller's.
 func (img *Image) Close() error { return nil }
 
-// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged record gives an
-// [*Error]. Whole blocks are decoded into p; a part of one costs as much as the whole block.
+// ReadAt implements [io.ReaderAt]: min(len(p), size-off) bytes or an error. A damaged record gives
+// an [*Error]. Whole blocks are decoded into p; a part of one costs as much as the whole block.
 func (img *Image) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at the negative offset %d", off)
@@ -70,8 +70,8 @@ func (img *Image) ReadAt(p []byte, off int64) (n int, err error) {
 	if off >= img.Size() {
 		return 0, io.EOF
 	}
-	// Nothing here relies on the compressed data for its safety; should a decoder do, that is a damaged
-	// image and not the end of the process.
+	// Nothing here relies on the compressed data for its safety; should a decoder do, that is a
+	// damaged image and not the end of the process.
 	defer func() {
 		if r := recover(); r != nil {
 			n, err = 0, bad("reading at %d failed: %v", off, r)
@@ -119,8 +119,8 @@ func (img *Image) readPart(p []byte, block, skip int64) error {
 	return nil
 }
 
-// Extent returns the first run of start..start+length, which must lie within the disk, that is stored
-// alike: blocks that are in the file, or blocks of zeros that are not.
+// Extent returns the first run of start..start+length, which must lie within the disk, that is
+// stored alike: blocks that are in the file, or blocks of zeros that are not.
 func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.Size() || length > img.Size()-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",
@@ -138,8 +138,8 @@ func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	return e, nil
 }
 
-// entry returns the index entry of a stored block. It was checked before, but the file may have been
-// changed since.
+// entry returns the index entry of a stored block. It was checked before, but the file may have
+// been changed since.
 func (img *Image) entry(block int64) (entry, error) {
 	i := img.m.entryOf(block)
 	const perPage = tablePage / indexEntry
@@ -224,8 +224,8 @@ var (
 func (d *decoder) unzstd(p, payload []byte) error {
 	if d.zstd == nil {
 		var err error
-		// One at a time: no goroutines of its own, so that it may simply be dropped. The output is the
-		// window, so that a frame's claim of a larger one costs nothing.
+		// One at a time: no goroutines of its own, so that it may simply be dropped. The output is
+		// the window, so that a frame's claim of a larger one costs nothing.
 		d.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderMaxWindow(1<<41))
 		if err != nil {
@@ -248,11 +248,12 @@ func (d *decoder) unzstd(p, payload []byte) error {
 	return nil
 }
 
-// syncFlush ends a deflate stream that is not finished: an empty stored block, which ends on a byte.
+// syncFlush ends a deflate stream that is not finished: an empty stored block, which ends on a
+// byte.
 var syncFlush = []byte{0x00, 0x00, 0xFF, 0xFF}
 
-// inflate decodes a zlib stream that must hold len(p) bytes. The vendor's driver ends it with a sync
-// flush; a finished one with its Adler-32 is taken as well.
+// inflate decodes a zlib stream that must hold len(p) bytes. The vendor's driver ends it with a
+// sync flush; a finished one with its Adler-32 is taken as well.
 func (d *decoder) inflate(p, payload []byte) error {
 	if len(payload) >= 2 && payload[1]&0x20 != 0 {
 		return errors.New("zlib: a preset dictionary is asked for")

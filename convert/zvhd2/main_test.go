@@ -19,7 +19,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// skip skips a test for want of something on this machine, or fails it where everything must be there.
+// skip skips a test for want of something on this machine, or fails it where everything must be
+// there.
 func skip(t *testing.T, why string) {
 	t.Helper()
 	if os.Getenv("IMSPREP_CI") == "1" {
@@ -58,8 +59,8 @@ func refused(t testing.TB, err error, want string) {
 	}
 }
 
-// sameDisk checks that the image has the content of the disk and is zero behind it, by reading whole
-// blocks and by its extents.
+// sameDisk checks that the image has the content of the disk and is zero behind it, by reading
+// whole blocks and by its extents.
 func sameDisk(t testing.TB, img image.Image, want zvhd2test.Disk) {
 	t.Helper()
 	stored := map[int64]bool{}

@@ -17,8 +17,9 @@ import (
 // Options says what [Preflight] accepts.
 type Options struct {
 	MaxVirtualSize int64 // bytes, 0 = no limit but MaxSize
-	// OriginalSize takes the size of the disk that the file was made from. Without it the disk has the
-	// header's current size, which is what the cloud shows: the original size rounded up to whole GiB.
+	// OriginalSize takes the size of the disk that the file was made from. Without it the disk has
+	// the header's current size, which is what the cloud shows: the original size rounded up to
+	// whole GiB.
 	OriginalSize bool
 }
 
@@ -57,12 +58,12 @@ const tablePage = 64 << 10
 // each, to find those that overlap. The vendor's writer writes all in order, which needs no memory.
 const maxUnordered = 2 << 20
 
-// Preflight checks the image in the size bytes of r: head, footer, bitmap and every entry of the index.
-// A bad or unsupported image gives an [*Error]; errors of reading are returned as they are.
+// Preflight checks the image in the size bytes of r: head, footer, bitmap and every entry of the
+// index. A bad or unsupported image gives an [*Error]; errors of reading are returned as they are.
 //
 // It reads the index and the bitmap once, so it takes time by what the file really holds. It keeps
-// the bitmap and half as many bytes of counts, less than 0.2 MiB for each TiB of disk. The records are
-// checked when they are read.
+// the bitmap and half as many bytes of counts, less than 0.2 MiB for each TiB of disk. The records
+// are checked when they are read.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{r: r, fileSize: size, BlockSize: BlockSize, SectorSize: sectorSize}
 	if err := m.readHead(); err != nil {
@@ -144,8 +145,8 @@ func (m *Metadata) readFooter() (footer, error) {
 	return f, nil
 }
 
-// checksumException tells whether a wrong checksum is right without the hidden byte. Old versions of
-// the program that the header descends from changed that byte and not the checksum.
+// checksumException tells whether a wrong checksum is right without the hidden byte. Old versions
+// of the program that the header descends from changed that byte and not the checksum.
 func (m *Metadata) checksumException(f footer, got, want uint32) bool {
 	const v01, v11 = 0x00000001, 0x00010001
 	version := f.u32(offCreatorVersion)

@@ -24,26 +24,27 @@ type WriterOptions struct {
 	UUID    UUID      // zero = a random one
 	Workers int       // encoders at work, 0 = as many as processors, at most 16
 
-	// Resume goes on from a checkpoint: Method, Time and UUID are taken from it, and w gets the bytes
-	// from its Offset on.
+	// Resume goes on from a checkpoint: Method, Time and UUID are taken from it, and w gets the
+	// bytes from its Offset on.
 	Resume *Checkpoint
 }
 
-// Source is what a [Writer] reads blocks from. ReadRange fills p from off, a multiple of [BlockSize];
-// it returns true if all of p is zero. It is called by several goroutines, once for each block.
+// Source is what a [Writer] reads blocks from. ReadRange fills p from off, a multiple of
+// [BlockSize]; it returns true if all of p is zero. It is called by several goroutines, once for
+// each block.
 type Source interface {
 	ReadRange(ctx context.Context, p []byte, off int64) (allZero bool, err error)
 }
 
-// Writer writes an image to a stream. What it writes depends on the disk and on Method, Level, Time and
-// UUID alone, not on the number of workers.
+// Writer writes an image to a stream. What it writes depends on the disk and on Method, Level, Time
+// and UUID alone, not on the number of workers.
 //
-// It uses twice as many pairs of buffers as there are workers, 4.1 MiB each, an encoder of a few MiB
-// for each worker, and eight bytes for each stored block.
+// It uses twice as many pairs of buffers as there are workers, 4.1 MiB each, an encoder of a few
+// MiB for each worker, and eight bytes for each stored block.
 //
-// Its methods are not safe for concurrent use, but for Checkpoint and Stats. Once one of them has failed,
-// all that follow fail with the same error, so that an image is complete if Close returns nil and only
-// then.
+// Its methods are not safe for concurrent use, but for Checkpoint and Stats. Once one of them has
+// failed, all that follow fail with the same error, so that an image is complete if Close returns
+// nil and only then.
 type Writer struct {
 	w    io.Writer
 	enc  *Encoder
@@ -74,10 +75,10 @@ type slot struct {
 
 const maxDefaultWorkers = 16
 
-// NewWriter begins an image of a disk of size bytes, of which 512 are the smallest unit. Every call of
-// w.Write gets the head page, a whole record, or a piece of what follows the records. w is written to
-// by one goroutine at a time; a Write that waits must give up when nobody reads any more. The caller
-// must call [Writer.Close].
+// NewWriter begins an image of a disk of size bytes, of which 512 are the smallest unit. Every call
+// of w.Write gets the head page, a whole record, or a piece of what follows the records. w is
+// written to by one goroutine at a time; a Write that waits must give up when nobody reads any
+// more. The caller must call [Writer.Close].
 func NewWriter(w io.Writer, size int64, o WriterOptions) (*Writer, error) {
 	asm, err := newAssembler(size, o)
 	if err != nil {
@@ -181,9 +182,9 @@ func (w *Writer) writeSlot(s *slot) error {
 	return w.asm.Add(s.block, int64(len(s.out)))
 }
 
-// WriteBlock adds a block. Blocks must come in ascending order; those that are left out are zero. p has
-// min(BlockSize, size-block*BlockSize) bytes and is the caller's again when WriteBlock returns. It
-// waits while all buffers are in use.
+// WriteBlock adds a block. Blocks must come in ascending order; those that are left out are zero. p
+// has min(BlockSize, size-block*BlockSize) bytes and is the caller's again when WriteBlock returns.
+// It waits while all buffers are in use.
 func (w *Writer) WriteBlock(ctx context.Context, block int64, p []byte) error {
 	s, err := w.slot(ctx, block)
 	if err != nil {
@@ -198,8 +199,9 @@ func (w *Writer) WriteBlock(ctx context.Context, block int64, p []byte) error {
 	return nil
 }
 
-// WriteFrom adds the blocks that the extents touch, those of zeros excepted, and reads them from src in
-// parallel. The extents must be in ascending order. It returns when nothing reads from src any more.
+// WriteFrom adds the blocks that the extents touch, those of zeros excepted, and reads them from
+// src in parallel. The extents must be in ascending order. It returns when nothing reads from src
+// any more.
 func (w *Writer) WriteFrom(ctx context.Context, src Source, extents iter.Seq2[image.Extent, error]) error {
 	rctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -300,8 +302,8 @@ var ErrAborted = errors.New("the image was given up")
 // Abort gives the image up: Close will not complete it. It may be called by any goroutine.
 func (w *Writer) Abort() { w.fail(ErrAborted) }
 
-// Close waits until all blocks are written, and completes the image unless something failed, which it
-// then returns. The Writer has no goroutines any more when it returns.
+// Close waits until all blocks are written, and completes the image unless something failed, which
+// it then returns. The Writer has no goroutines any more when it returns.
 func (w *Writer) Close() error {
 	if w.closed {
 		return context.Cause(w.ctx)
@@ -319,18 +321,19 @@ func (w *Writer) Close() error {
 	return nil
 }
 
-// Checkpoint returns the state up to the last record that w.Write took. An image that goes on from it is
-// the same as one written in one go. It may be called by any goroutine, that of w.Write included, where
-// it describes the file before the record that is being written. The head page counts as written from
-// the beginning; what follows the records is not part of it, as it can be made again.
+// Checkpoint returns the state up to the last record that w.Write took. An image that goes on from
+// it is the same as one written in one go. It may be called by any goroutine, that of w.Write
+// included, where it describes the file before the record that is being written. The head page
+// counts as written from the beginning; what follows the records is not part of it, as it can be
+// made again.
 func (w *Writer) Checkpoint() Checkpoint {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.asm.Checkpoint()
 }
 
-// AppendRecords appends the records from number from on to dst, see [Assembler.AppendRecords]. It may be
-// called like Checkpoint.
+// AppendRecords appends the records from number from on to dst, see [Assembler.AppendRecords]. It
+// may be called like Checkpoint.
 func (w *Writer) AppendRecords(dst []byte, from int64) []byte {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -9,12 +9,12 @@
 //	head page | records in ascending block order | middle page | index | bitmap | footer page
 //
 // The three single pages hold the same header. Only the footer, which is the last page of the file,
-// knows where the index (a 16-byte entry for each stored block) and the bitmap (a bit for each block)
-// are. Nothing refers forward, so that a file can be written to a stream that cannot seek.
+// knows where the index (a 16-byte entry for each stored block) and the bitmap (a bit for each
+// block) are. Nothing refers forward, so that a file can be written to a stream that cannot seek.
 //
-// [Preflight] checks everything that a file says about itself, and [Metadata.Open] builds a reader of
-// a file that passed. [NewWriter] writes a file with several encoders at once; an [Encoder] and an
-// [Assembler] are the two halves of it.
+// [Preflight] checks everything that a file says about itself, and [Metadata.Open] builds a reader
+// of a file that passed. [NewWriter] writes a file with several encoders at once; an [Encoder] and
+// an [Assembler] are the two halves of it.
 package zvhd2
 
 import (
@@ -31,8 +31,8 @@ const Type = image.Type("zvhd2")
 // works with the vendor's driver.
 const BlockSize = 2 << 20
 
-// MaxSize is the largest size of a disk in bytes, 256 TiB. The format itself ends at 512 TiB of stored
-// data, where the header's 32-bit field for the length of the index is full.
+// MaxSize is the largest size of a disk in bytes, 256 TiB. The format itself ends at 512 TiB of
+// stored data, where the header's 32-bit field for the length of the index is full.
 const MaxSize = 256 << 40
 
 // Method says how blocks are compressed. It is the same for all blocks of a file.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package zvhd2test makes what tests of the ZVHD2 and ZVHD formats need: the disks that the vendor's
-// sample files were made from, and ZVHD2 files of every kind, right and wrong. It shares no code with
-// the reader and the writer that it tests.
+// Package zvhd2test makes what tests of the ZVHD2 and ZVHD formats need: the disks that the
+// vendor's sample files were made from, and ZVHD2 files of every kind, right and wrong. It shares
+// no code with the reader and the writer that it tests.
 package zvhd2test
 
 import (
@@ -90,7 +90,8 @@ func Noise(s string, n int) []byte {
 	return b[:n]
 }
 
-// Sample returns the disk that a sample file was made from, by the name of the file without its suffix.
+// Sample returns the disk that a sample file was made from, by the name of the file without its
+// suffix.
 func Sample(name string) Disk {
 	const mib, gib = 1 << 20, 1 << 30
 	last := func(n int) []byte { return Text("last", n) }

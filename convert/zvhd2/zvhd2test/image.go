@@ -23,7 +23,8 @@ type Record struct {
 	Total   int64  // added to the record's length in the index
 }
 
-// Image is a ZVHD2 file to be made. The zero value of what is left out is what the vendor's writer does.
+// Image is a ZVHD2 file to be made. The zero value of what is left out is what the vendor's writer
+// does.
 type Image struct {
 	Original, Current int64 // bytes; Current 0 = Original in whole GiB
 	Zlib              bool
@@ -181,7 +182,8 @@ func ZstdBlock(p []byte) []byte {
 	return e.EncodeAll(p, nil)
 }
 
-// ZlibBlock compresses a block; the stream is finished, or ends with a sync flush like the vendor's.
+// ZlibBlock compresses a block; the stream is finished, or ends with a sync flush like the
+// vendor's.
 func ZlibBlock(p []byte, level int, finish bool) []byte {
 	var b bytes.Buffer
 	w, err := zlib.NewWriterLevel(&b, level)
