@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -25,7 +24,6 @@ type settings struct {
 	endpoints   struct{ obs, ims, iam string }
 	credentials credentials
 	bucket      string
-	skipped     error    // why profile files in the home weren't taken
 	confirmed   []string // bitmap layouts confirmed for this cloud
 	onRetry     func(ims.RetryEvent)
 }
@@ -36,16 +34,9 @@ type credentials struct {
 	accessKey, secretKey, securityToken string
 	token                               string
 	user, password, domain              string
-	// provide is where keys come from that aren't known yet: the metadata service.
-	provide ims.CredentialsFunc
-	// guessed: nothing else was found, and the metadata service may not be there either.
-	guessed bool
 }
 
-// profileMetadata as the name of a profile means the metadata service.
-const profileMetadata = "metadata"
-
-func (c credentials) hasKeys() bool  { return c.accessKey != "" || c.provide != nil }
+func (c credentials) hasKeys() bool  { return c.accessKey != "" }
 func (c credentials) hasToken() bool { return c.token != "" || c.user != "" }
 
 // keySets are the environment variables of access keys, in the order in which they are honoured:
@@ -166,8 +157,6 @@ func (s *settings) imsClient() (*ims.Client, error) {
 	c := s.credentials
 	var auth ims.Auth
 	switch {
-	case c.provide != nil:
-		auth = ims.AKSK(s.provided)
 	case c.hasKeys():
 		auth = ims.AKSK(func(context.Context) (ims.Credentials, error) {
 			return ims.Credentials{AccessKey: c.accessKey, SecretKey: c.secretKey, SecurityToken: c.securityToken}, nil
@@ -208,12 +197,6 @@ func (s *settings) obsClient(i *ims.Client) (*obs.Client, error) {
 	provide := func(context.Context) (obs.Credentials, error) {
 		return obs.Credentials{AccessKey: c.accessKey, SecretKey: c.secretKey, SecurityToken: c.securityToken}, nil
 	}
-	if c.provide != nil {
-		provide = func(ctx context.Context) (obs.Credentials, error) {
-			k, err := s.provided(ctx)
-			return obs.Credentials(k), err
-		}
-	}
 	if !c.hasKeys() {
 		temporary := i.ObjectCredentials(24 * time.Hour)
 		provide = func(ctx context.Context) (obs.Credentials, error) {
@@ -235,33 +218,15 @@ func (s *settings) check() error {
 	switch {
 	case s.region == "":
 		return usagef("no region: give --region, or set HW_REGION_NAME")
-	case !s.credentials.known():
-		return s.noCredentials()
+	case !s.credentials.hasKeys() && !s.credentials.hasToken():
+		return &pipeline.CheckError{
+			What: "no credentials found",
+			Remedy: "Set HW_ACCESS_KEY and HW_SECRET_KEY (and HW_SECURITY_TOKEN when they are temporary),\n" +
+				"  or HW_USER_NAME, HW_USER_PASSWORD and HW_DOMAIN_NAME.",
+			Err: errNoCredentials,
+		}
 	}
 	return nil
-}
-
-// provided are the metadata service's keys. Where it was asked only because nothing else was found,
-// its failure means that there are no credentials.
-func (s *settings) provided(ctx context.Context) (ims.Credentials, error) {
-	k, err := s.credentials.provide(ctx)
-	if err != nil && s.credentials.guessed && ctx.Err() == nil {
-		return k, s.noCredentials()
-	}
-	return k, err
-}
-
-func (s *settings) noCredentials() error {
-	err := errNoCredentials
-	if s.skipped != nil {
-		err = fmt.Errorf("%w (%w)", err, s.skipped)
-	}
-	return &pipeline.CheckError{
-		What: "no credentials found",
-		Remedy: "Set HW_ACCESS_KEY and HW_SECRET_KEY (and HW_SECURITY_TOKEN when they are temporary),\n" +
-			"  or HW_USER_NAME, HW_USER_PASSWORD and HW_DOMAIN_NAME.",
-		Err: err,
-	}
 }
 
 // errNoCredentials is in the chain of the error for a cloud command without any keys.
