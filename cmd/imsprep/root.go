@@ -34,6 +34,8 @@ type globalFlags struct {
 	projectID string
 	cloud     string
 
+	profile string
+
 	obsEndpoint, imsEndpoint, iamEndpoint string
 }
 
@@ -96,6 +98,7 @@ const (
 func (a *app) cloudFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&a.flags.region, "region", "", "region id, such as cn-north-4 (environment: HW_REGION_NAME)")
+	f.StringVar(&a.flags.profile, "profile", "", "profile of KooCLI to take credentials from, or metadata for a server's agency (environment: HW_PROFILE)")
 	f.StringVar(&a.flags.projectID, "project-id", "", "project id; looked up by the region's name if absent (environment: HW_PROJECT_ID)")
 	f.StringVar(&a.flags.cloud, "cloud", "", "domain of the cloud's endpoints, such as otc.t-systems.com (environment: HW_CLOUD)")
 	f.StringVar(&a.flags.obsEndpoint, "obs-endpoint", "", "object storage endpoint (environment: IMSPREP_OBS_ENDPOINT)")

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -24,6 +25,7 @@ type settings struct {
 	endpoints   struct{ obs, ims, iam string }
 	credentials credentials
 	bucket      string
+	skipped     error    // why profile files in the home weren't taken
 	confirmed   []string // bitmap layouts confirmed for this cloud
 	onRetry     func(ims.RetryEvent)
 }
@@ -34,9 +36,16 @@ type credentials struct {
 	accessKey, secretKey, securityToken string
 	token                               string
 	user, password, domain              string
+	// provide is where keys come from that aren't known yet: the metadata service.
+	provide ims.CredentialsFunc
+	// guessed: nothing else was found, and the metadata service may not be there either.
+	guessed bool
 }
 
-func (c credentials) hasKeys() bool  { return c.accessKey != "" }
+// profileMetadata as the name of a profile means the metadata service.
+const profileMetadata = "metadata"
+
+func (c credentials) hasKeys() bool  { return c.accessKey != "" || c.provide != nil }
 func (c credentials) hasToken() bool { return c.token != "" || c.user != "" }
 
 // keySets are the environment variables of access keys, in the order in which they are honoured:
@@ -103,11 +112,46 @@ func (a *app) settings() (*settings, error) {
 		return nil, err
 	}
 	s.confirmed = append(s.confirmed, c.confirmedIn(s.region)...)
-	s.credentials, err = a.credentials()
-	return s, err
+	if s.credentials, err = a.credentials(); err != nil || s.credentials.known() {
+		return s, err
+	}
+	p, skipped, err := a.profile()
+	if err != nil {
+		return s, err
+	}
+	if p != nil {
+		s.credentials = p.credentials
+		s.projectID = first(s.projectID, p.projectID)
+		if s.region = first(s.region, p.region); s.region != "" {
+			s.endpoints.obs = first(s.endpoints.obs, endpoint("obs"))
+			s.endpoints.ims = first(s.endpoints.ims, endpoint("ims"))
+			if f.iamEndpoint == "" && a.getenv("IMSPREP_IAM_ENDPOINT", "HW_AUTH_URL", "OS_AUTH_URL") == "" {
+				s.endpoints.iam = first(p.iamEndpoint, endpoint("iam"))
+			}
+		}
+		return s, nil
+	}
+	s.skipped = skipped
+	s.credentials.provide = a.metadata()
+	s.credentials.guessed = s.credentials.provide != nil
+	return s, nil
 }
 
+// known tells whether there are credentials of any kind.
+func (c credentials) known() bool { return c.hasKeys() || c.hasToken() }
+
 func (a *app) credentials() (credentials, error) {
+	switch a.flags.profile {
+	case "":
+	case profileMetadata:
+		c := credentials{provide: a.metadata()}
+		if c.provide == nil {
+			return c, usagef("--profile %s is given, but IMSPREP_METADATA_ENDPOINT is %s", profileMetadata, metadataOff)
+		}
+		return c, nil
+	default:
+		return credentials{}, nil // a profile that is named here wins over the environment
+	}
 	if c, ok, err := a.keys(keySets); ok || err != nil {
 		return c, err
 	}
@@ -157,6 +201,8 @@ func (s *settings) imsClient() (*ims.Client, error) {
 	c := s.credentials
 	var auth ims.Auth
 	switch {
+	case c.provide != nil:
+		auth = ims.AKSK(s.provided)
 	case c.hasKeys():
 		auth = ims.AKSK(func(context.Context) (ims.Credentials, error) {
 			return ims.Credentials{AccessKey: c.accessKey, SecretKey: c.secretKey, SecurityToken: c.securityToken}, nil
@@ -197,6 +243,12 @@ func (s *settings) obsClient(i *ims.Client) (*obs.Client, error) {
 	provide := func(context.Context) (obs.Credentials, error) {
 		return obs.Credentials{AccessKey: c.accessKey, SecretKey: c.secretKey, SecurityToken: c.securityToken}, nil
 	}
+	if c.provide != nil {
+		provide = func(ctx context.Context) (obs.Credentials, error) {
+			k, err := s.provided(ctx)
+			return obs.Credentials(k), err
+		}
+	}
 	if !c.hasKeys() {
 		temporary := i.ObjectCredentials(24 * time.Hour)
 		provide = func(ctx context.Context) (obs.Credentials, error) {
@@ -218,15 +270,33 @@ func (s *settings) check() error {
 	switch {
 	case s.region == "":
 		return usagef("no region: give --region, or set HW_REGION_NAME")
-	case !s.credentials.hasKeys() && !s.credentials.hasToken():
-		return &pipeline.CheckError{
-			What: "no credentials found",
-			Remedy: "Set HW_ACCESS_KEY and HW_SECRET_KEY (and HW_SECURITY_TOKEN when they are temporary),\n" +
-				"  or HW_USER_NAME, HW_USER_PASSWORD and HW_DOMAIN_NAME.",
-			Err: errNoCredentials,
-		}
+	case !s.credentials.known():
+		return s.noCredentials()
 	}
 	return nil
+}
+
+// provided are the metadata service's keys. Where it was asked only because nothing else was found,
+// its failure means that there are no credentials.
+func (s *settings) provided(ctx context.Context) (ims.Credentials, error) {
+	k, err := s.credentials.provide(ctx)
+	if err != nil && s.credentials.guessed && ctx.Err() == nil {
+		return k, s.noCredentials()
+	}
+	return k, err
+}
+
+func (s *settings) noCredentials() error {
+	err := errNoCredentials
+	if s.skipped != nil {
+		err = fmt.Errorf("%w (%w)", err, s.skipped)
+	}
+	return &pipeline.CheckError{
+		What: "no credentials found",
+		Remedy: "Set HW_ACCESS_KEY and HW_SECRET_KEY (and HW_SECURITY_TOKEN when they are temporary),\n" +
+			"  or HW_USER_NAME, HW_USER_PASSWORD and HW_DOMAIN_NAME.",
+		Err: err,
+	}
 }
 
 // errNoCredentials is in the chain of the error for a cloud command without any keys.

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/imsprep/imsprep/pkg/ims"
+)
+
+// profile is what a profile file says.
+type profile struct {
+	credentials
+	region, projectID, iamEndpoint string
+}
+
+// maxProfile bounds the files that are read.
+const maxProfile = 1 << 20
+
+// profile reads the first profile file that has credentials: one that is named by --profile or in the
+// environment, else those in the user's home. A file that was named must be usable; one that just
+// lies there need not, but why not is remembered for the error that ends without any.
+func (a *app) profile() (p *profile, skipped error, err error) {
+	if name := first(a.flags.profile, a.getenv("HW_PROFILE")); name != "" || a.getenv("HW_SHARED_CONFIG_FILE") != "" {
+		path := first(a.getenv("HW_SHARED_CONFIG_FILE"), a.home(".hcloud", "config.json"))
+		if path == "" {
+			return nil, nil, usagef("the profile %q is asked for, but there is no home folder to look in: set HW_SHARED_CONFIG_FILE", name)
+		}
+		p, err := readKooCLI(path, name)
+		return p, nil, named(path, err)
+	}
+	if path := a.getenv("HUAWEICLOUD_SDK_CREDENTIALS_FILE"); path != "" {
+		p, err := readCredentialsFile(path)
+		return p, nil, named(path, err)
+	}
+	var reasons []error
+	for _, f := range []struct {
+		path string
+		read func(string) (*profile, error)
+	}{
+		{a.home(".huaweicloud", "credentials"), readCredentialsFile},
+		{a.home(".hcloud", "config.json"), func(path string) (*profile, error) { return readKooCLI(path, "") }},
+	} {
+		if f.path == "" {
+			continue
+		}
+		p, err := f.read(f.path)
+		if err == nil {
+			return p, nil, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			reasons = append(reasons, named(f.path, err))
+		}
+	}
+	return nil, errors.Join(reasons...), nil
+}
+
+// named says which file it was.
+func named(path string, err error) error {
+	var pathErr *fs.PathError
+	if err == nil || errors.As(err, &pathErr) {
+		return err
+	}
+	return &usageError{fmt.Errorf("profile file %s: %w", path, err)}
+}
+
+// home is a path in the user's home, or empty.
+func (a *app) home(elements ...string) string {
+	home := a.getenv("HOME", "USERPROFILE")
+	if home == "" {
+		return ""
+	}
+	return filepath.Join(append([]string{home}, elements...)...)
+}
+
+func readProfile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.New("it isn't a file")
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxProfile+1))
+	if err == nil && len(data) > maxProfile {
+		err = errors.New("it is too long for a profile file")
+	}
+	return data, err
+}
+
+// readCredentialsFile reads the vendor's SDKs' file: lines KEY = VALUE in the section [basic].
+func readCredentialsFile(path string) (*profile, error) {
+	data, err := readProfile(path)
+	if err != nil {
+		return nil, err
+	}
+	values := map[string]string{}
+	section := ""
+	for line := range strings.Lines(strings.TrimPrefix(string(data), "\ufeff")) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || line[0] == '#' || line[0] == ';':
+		case line[0] == '[' && line[len(line)-1] == ']':
+			section = strings.ToLower(strings.TrimSpace(line[1 : len(line)-1]))
+		default:
+			// The line itself may be a secret: it is not repeated in an error.
+			name, value, ok := strings.Cut(line, "=")
+			if ok && section == "basic" {
+				values[strings.ToLower(strings.TrimSpace(name))] = strings.Trim(strings.TrimSpace(value), `"`)
+			}
+		}
+	}
+	p := &profile{projectID: values["project_id"], iamEndpoint: values["iam_endpoint"]}
+	p.accessKey, p.secretKey, p.securityToken = values["ak"], values["sk"], values["security_token"]
+	if p.accessKey == "" || p.secretKey == "" {
+		return nil, errors.New("there is no ak with its sk in the section [basic]")
+	}
+	return p, nil
+}
+
+// kooConfig is the configuration of KooCLI, as far as it matters here.
+type kooConfig struct {
+	Current  string       `json:"current"`
+	Profiles []kooProfile `json:"profiles"`
+}
+
+type kooKeys struct {
+	AccessKeyID     string `json:"accessKeyId"`
+	SecretAccessKey string `json:"secretAccessKey"`
+	SecurityToken   string `json:"securityToken"`
+}
+
+type kooProfile struct {
+	Name string `json:"name"`
+	Mode string `json:"mode"`
+	kooKeys
+	Region     string `json:"region"`
+	ProjectID  string `json:"projectId"`
+	AgencyName string `json:"agencyName"`
+	SSOAuth    struct {
+		STSToken kooKeys `json:"stsToken"`
+	} `json:"ssoAuth"`
+}
+
+// plainKey is what keys look like that are not encrypted. KooCLI doesn't mark those that are.
+var plainKey = regexp.MustCompile(`^[A-Za-z0-9]{8,64}$`)
+
+// readKooCLI reads one profile, the current one if name is empty.
+func readKooCLI(path, name string) (*profile, error) {
+	data, err := readProfile(path)
+	if err != nil {
+		return nil, err
+	}
+	var c kooConfig
+	if json.Unmarshal(data, &c) != nil {
+		return nil, errors.New("it isn't a configuration of KooCLI") // the decoder would repeat what it read
+	}
+	name = first(name, c.Current, "default")
+	for _, k := range c.Profiles {
+		if k.Name != name {
+			continue
+		}
+		keys := k.kooKeys
+		if strings.EqualFold(k.Mode, "SSO") {
+			keys = k.SSOAuth.STSToken
+		}
+		switch {
+		case k.AgencyName != "":
+			return nil, fmt.Errorf("the profile %q goes through an agency, which imsprep can't: get temporary keys, and set HW_ACCESS_KEY, HW_SECRET_KEY and HW_SECURITY_TOKEN", name)
+		case keys.AccessKeyID == "" || keys.SecretAccessKey == "":
+			return nil, fmt.Errorf("the profile %q has no access key with its secret", name)
+		case !plainKey.MatchString(keys.AccessKeyID) || !plainKey.MatchString(keys.SecretAccessKey):
+			return nil, fmt.Errorf("the keys of the profile %q are encrypted by KooCLI: run `hcloud configure set --cli-auth-encrypt=false`, or set HW_ACCESS_KEY and HW_SECRET_KEY", name)
+		}
+		p := &profile{region: k.Region, projectID: k.ProjectID}
+		p.accessKey, p.secretKey, p.securityToken = keys.AccessKeyID, keys.SecretAccessKey, keys.SecurityToken
+		return p, nil
+	}
+	return nil, fmt.Errorf("there is no profile %q", name)
+}
+
+// metadataOff as the endpoint keeps the metadata service from being asked.
+const metadataOff = "off"
+
+// metadata is where a server of the cloud gets keys from, nil if it isn't to be asked.
+func (a *app) metadata() ims.CredentialsFunc {
+	endpoint := a.getenv("IMSPREP_METADATA_ENDPOINT")
+	if endpoint == metadataOff {
+		return nil
+	}
+	return ims.MetadataCredentials(ims.MetadataOptions{Endpoint: endpoint})
+}
