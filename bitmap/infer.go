@@ -25,12 +25,13 @@ const (
 	DefaultMaxWork    = 8 << 30
 )
 
-// maxFound bounds the layouts that are held before the simplest are chosen, and
-// maxTrailers those among them that differ in the trailer's length alone.
-const (
-	maxFound    = 4096
-	maxTrailers = 16
-)
+// maxFound bounds the layouts that are held before the simplest are chosen.
+const maxFound = 4096
+
+// maxTrailers is how many bytes of fill a trailer is thought to begin with,
+// beyond what the lengths ask for. Any number could be, but nobody would write
+// such a trailer, and each would be one more layout to tell from the others.
+const maxTrailers = 8
 
 // Pair is a disk and the bitmap file that somebody else's tool made for it.
 type Pair struct {
@@ -383,11 +384,7 @@ func (s *search) tryPaddings(l Layout, header int, lengths, paddings []int64, le
 	longest := min(least-int64(header), int64(s.suffix), int64(s.maxLiteral))
 	for _, l.PadTo = range paddings {
 		from := max(shortest, most-l.PadTo+1-int64(header))
-		for t := from; t <= longest; t++ {
-			if t-from == maxTrailers {
-				s.incomplete = true
-				break
-			}
+		for t := from; t <= min(longest, from+maxTrailers); t++ {
 			s.add(l, header, int(t))
 		}
 	}

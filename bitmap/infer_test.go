@@ -54,7 +54,7 @@ func TestInferFromProbes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(r.Layouts) != 1 || len(r.Separating) != 0 || r.Evidence != nil {
+		if len(r.Layouts) != 1 || len(r.Separating) != 0 || r.Evidence != nil || r.Incomplete {
 			t.Fatalf("found %d: %+v", len(r.Layouts), r.Layouts)
 		}
 		checkReproduces(t, r, pairs)
