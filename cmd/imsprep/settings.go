@@ -122,6 +122,9 @@ func (a *app) settings() (*settings, error) {
 	if p != nil {
 		s.credentials = p.credentials
 		s.projectID = first(s.projectID, p.projectID)
+		if s.region == "" {
+			s.confirmed = append(s.confirmed, c.confirmedIn(p.region)...)
+		}
 		if s.region = first(s.region, p.region); s.region != "" {
 			s.endpoints.obs = first(s.endpoints.obs, endpoint("obs"))
 			s.endpoints.ims = first(s.endpoints.ims, endpoint("ims"))

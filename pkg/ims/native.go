@@ -278,14 +278,24 @@ func (c *Client) NativeImages(ctx context.Context, f ImageFilter) ([]Image, erro
 
 // ImageDetailV11 is an image of the abandoned call of [Client.ImageDetailsV11].
 type ImageDetailV11 struct {
-	ID, Name, Status            string
-	ContainerFormat, DiskFormat string
-	Owner, Checksum             string
-	MinDisk, MinRAM, Size       int64 // GB, MB, bytes
-	Protected, Public, Deleted  bool
+	ID              string `json:"id"`
+	Name            string `json:"name"`
+	Status          string `json:"status"`
+	ContainerFormat string `json:"container_format,omitempty"`
+	DiskFormat      string `json:"disk_format,omitempty"`
+	Owner           string `json:"owner,omitempty"`
+	Checksum        string `json:"checksum,omitempty"`
+	MinDisk         int64  `json:"min_disk"` // GB
+	MinRAM          int64  `json:"min_ram"`  // MB
+	Size            int64  `json:"size"`     // bytes
+	Protected       bool   `json:"protected"`
+	Public          bool   `json:"is_public"`
+	Deleted         bool   `json:"deleted"`
 	// CreatedAt and the other times are UTC without a zone.
-	CreatedAt, UpdatedAt, DeletedAt string
-	Properties                      map[string]any
+	CreatedAt  string         `json:"created_at,omitempty"`
+	UpdatedAt  string         `json:"updated_at,omitempty"`
+	DeletedAt  string         `json:"deleted_at,omitempty"`
+	Properties map[string]any `json:"properties,omitempty"`
 }
 
 // ImageDetailsV11 lists images with the abandoned version 1.1 of the API: GET /v1.1/images/detail.
