@@ -20,7 +20,7 @@ type Image struct {
 	m      *Metadata
 	view   *view
 	parent image.Image // what is not allocated here, nil = zeros
-	lib    *lib.Qcow2  // reads the data, nil = this package does
+	lib    *lib.Qcow2  // reads compressed clusters, nil = this package does
 
 	l1 *lru.Cache[int64, []byte] // pages of the L1 table by index
 	l2 *lru.Cache[int64, []byte] // pages of L2 tables by host offset
@@ -117,11 +117,7 @@ func (img *Image) ReadAt(p []byte, off int64) (n int, err error) {
 	// Rounding up the size added zeros, whatever the last cluster holds there.
 	stored := want[:max(0, min(int64(len(want)), img.m.size-off))]
 	if len(stored) > 0 {
-		if img.lib != nil {
-			n, err = img.lib.ReadAt(stored, off)
-		} else {
-			n, err = img.read(stored, off)
-		}
+		n, err = img.read(stored, off)
 		if n < len(stored) {
 			if err == nil || err == io.EOF {
 				err = io.ErrUnexpectedEOF
@@ -136,12 +132,12 @@ func (img *Image) ReadAt(p []byte, off int64) (n int, err error) {
 	return len(want), nil
 }
 
-// read reads p, which lies within the disk, without the library.
+// read reads p, which lies within the disk. What lies in one piece in the file is read in one piece.
 func (img *Image) read(p []byte, off int64) (int, error) {
 	c := cursor{img: img}
 	for done := 0; done < len(p); {
 		at := off + int64(done)
-		s, err := c.at(at)
+		s, err := c.run(at, int64(len(p)-done))
 		if err != nil {
 			return done, err
 		}
@@ -154,7 +150,11 @@ func (img *Image) read(p []byte, off int64) (int, error) {
 		case kindPlain:
 			err = readFull(img.view, part, s.host)
 		case kindCompressed:
-			err = img.readCompressed(part, at&(img.m.ClusterSize-1), s)
+			if img.lib != nil {
+				err = readFull(img.lib, part, at)
+			} else {
+				err = img.readCompressed(part, at&(img.m.ClusterSize-1), s)
+			}
 		}
 		if err != nil {
 			return done, fmt.Errorf("read at %d: %w", at, err)

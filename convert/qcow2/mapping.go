@@ -78,6 +78,25 @@ func (c *cursor) at(off int64) (segment, error) {
 	return s, nil
 }
 
+// run returns the segment at off, and joins to it what follows in the file, as far as length goes.
+func (c *cursor) run(off, length int64) (segment, error) {
+	s, err := c.at(off)
+	if err != nil || s.kind != kindPlain {
+		return s, err
+	}
+	for s.length < length {
+		next, err := c.at(off + s.length)
+		if err != nil {
+			return s, err
+		}
+		if next.kind != kindPlain || next.host != s.host+s.length {
+			break
+		}
+		s.length += next.length
+	}
+	return s, nil
+}
+
 // subclusters returns how subcluster sub is stored and how many from it on are stored likewise
 // ("Extended L2 Entries").
 func subclusters(bitmap uint64, sub uint) (kind, uint) {

@@ -4,10 +4,10 @@
 // docs/interop/qcow2.txt.
 //
 // [Preflight] checks everything that an image says about itself, from the header to the last L2
-// entry, and [Metadata.Open] builds a reader of an image that passed. Plain images are read by
-// go-qcow2reader, which sees a header of our own making: no backing file, no extensions, nothing
-// that it could act on. Layers of a backing chain and extended L2 entries are read by this
-// package.
+// entry, and [Metadata.Open] builds a reader of an image that passed. This package translates
+// offsets, and reads in one piece what lies in one piece; compressed clusters of images without
+// backing file and extended L2 entries are read by go-qcow2reader, which sees a header of our own
+// making: no backing file, no extensions, nothing that it could act on.
 package qcow2
 
 import (
