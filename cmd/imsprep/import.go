@@ -51,7 +51,7 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	}
 }
 
-func (u *uploadFlags) apply(r *pipeline.Request) error {
+func (u *uploadFlags) apply(a *app, r *pipeline.Request) (err error) {
 	switch {
 	case (u.bitmapCommand == "") != (u.scratch == ""):
 		return usagef("--bitmap-command and --bitmap-scratch go together: the command reads a RAW file, and nothing is written without being told where")
@@ -84,8 +84,9 @@ func (u *uploadFlags) apply(r *pipeline.Request) error {
 	}
 	r.CompressionLevel = u.level
 	r.ZeroCopy, r.PartSize, r.Workers = mode, int64(u.partSize), u.workers
-	r.Overwrite, r.Layout, r.AcceptUnconfirmed = u.overwrite, u.layout, u.acceptUnconfirmed
-	return nil
+	r.Overwrite, r.AcceptUnconfirmed = u.overwrite, u.acceptUnconfirmed
+	r.Layout, err = a.lookupLayout(u.layout)
+	return err
 }
 
 func layoutNames() []string {
@@ -183,7 +184,7 @@ func waitOptions(timeout, poll time.Duration) ims.WaitOptions {
 	return ims.WaitOptions{First: poll / 2, Interval: poll, MaxInterval: 3 * poll, Limit: timeout}
 }
 
-func (f *importFlags) request(src string, s *settings) (pipeline.Request, error) {
+func (f *importFlags) request(a *app, src string, s *settings) (pipeline.Request, error) {
 	r := pipeline.Request{
 		Source: src,
 		Bucket: first(f.bucket, s.bucket),
@@ -237,7 +238,7 @@ func (f *importFlags) request(src string, s *settings) (pipeline.Request, error)
 	default:
 		return r, usagef("--api %q: it is one of auto, old, new", f.api)
 	}
-	if err := f.uploadFlags.apply(&r); err != nil {
+	if err := f.uploadFlags.apply(a, &r); err != nil {
 		return r, err
 	}
 	r.Open, err = f.sourceFlags.options()
@@ -262,7 +263,7 @@ func (a *app) runImport(ctx context.Context, src string, f *importFlags) error {
 		return err
 	}
 	f.enterpriseProject = first(f.enterpriseProject, a.getenv("HW_ENTERPRISE_PROJECT_ID"))
-	r, err := f.request(src, s)
+	r, err := f.request(a, src, s)
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func (a *app) runUpload(ctx context.Context, src, target string, sf *sourceFlags
 	if r.Bucket, r.Key, err = parseObject(target); err != nil {
 		return err
 	}
-	if err := uf.apply(&r); err != nil {
+	if err := uf.apply(a, &r); err != nil {
 		return err
 	}
 	if r.Open, err = sf.options(); err != nil {

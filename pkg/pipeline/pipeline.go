@@ -13,6 +13,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -126,13 +127,13 @@ func (f Format) Ext() string { return "." + string(f) }
 
 // chooseFormat says what a request is uploaded as, and why; layout is the bitmap's when that is RAW.
 func chooseFormat(r *Request) (f Format, why string, layout bitmap.Layout, err error) {
-	name := r.Layout
-	if name == "" {
-		name = bitmap.DefaultLayout
+	if layout = r.Layout; layout.Name == "" {
+		layout, err = bitmap.Lookup(bitmap.DefaultLayout)
 	}
-	if layout, err = bitmap.Lookup(name); err != nil {
+	if err = errors.Join(err, layout.Validate()); err != nil {
 		return "", "", layout, err
 	}
+	name := layout.Name
 	confirmed := slices.Contains(r.ConfirmedLayouts, name)
 	switch {
 	case r.Format == FormatZVHD2:
@@ -151,8 +152,8 @@ func chooseFormat(r *Request) (f Format, why string, layout bitmap.Layout, err e
 				"a .mf is not public, and a wrong bitmap that is accepted may mean a damaged disk", name),
 			Remedy: "Import as ZVHD2, which needs no bitmap (--format zvhd2); or confirm the layout: make a pair with the\n" +
 				"  vendor's CreateMF.jar on a small RAW, compare with `imsprep bitmap verify RAW REF.mf --layout " + name + "`, and if\n" +
-				"  they are equal set IMSPREP_CONFIRMED_BITMAP=" + name + "; or have that tool make it (--bitmap-command);\n" +
-				"  or take the risk once with --accept-unconfirmed-bitmap.",
+				"  they are equal set IMSPREP_CONFIRMED_BITMAP=" + name + ", or find it with `imsprep bitmap infer --save`;\n" +
+				"  or have that tool make it (--bitmap-command); or take the risk once with --accept-unconfirmed-bitmap.",
 		}
 	}
 	return FormatZVHD2, fmt.Sprintf("the bitmap layout %q that RAW would need isn't confirmed for this cloud", name), layout, nil

@@ -332,7 +332,7 @@ func TestChecksBeforeByteOne(t *testing.T) {
 		"name taken":            {before: importOne, change: func(r *pipeline.Request) { r.Image.Name = "first" }, want: `"first" exists`},
 		"unconfirmed layout":    {change: func(r *pipeline.Request) { r.ConfirmedLayouts, r.Format = nil, pipeline.FormatRAW }, want: "isn't confirmed"},
 		"RAW's key for ZVHD2":   {change: func(r *pipeline.Request) { r.Key, r.Format = "disk.raw", pipeline.FormatZVHD2 }, want: ".zvhd2"},
-		"unknown layout":        {change: func(r *pipeline.Request) { r.Layout = "nonsense" }, want: "nonsense"},
+		"broken layout":         {change: func(r *pipeline.Request) { r.Layout = bitmap.Layout{Name: "nonsense"} }, want: "nonsense"},
 		"part size":             {change: func(r *pipeline.Request) { r.PartSize = 1 }, want: "part size"},
 		"object exists":         {before: putObject("disk.raw"), want: "disk.raw exists"},
 		"bitmap exists":         {before: putObject("disk.mf"), want: "disk.mf exists"},

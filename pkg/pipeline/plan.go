@@ -42,9 +42,9 @@ type Request struct {
 	Image      ims.QuickImport
 	Generation ims.Generation
 
-	Layout            string   // name of the bitmap's layout; "" is the default
-	ConfirmedLayouts  []string // layouts known to be right on this cloud
-	AcceptUnconfirmed bool     // use an unconfirmed layout all the same
+	Layout            bitmap.Layout // of RAW's bitmap; without a name the default one
+	ConfirmedLayouts  []string      // layouts known to be right on this cloud
+	AcceptUnconfirmed bool          // use an unconfirmed layout all the same
 	// MakeBitmap, if not nil, makes the bitmap of RAW instead of a layout, before byte one: it is what
 	// the service's own tool says, and so right by construction. It may read the disk a second time.
 	MakeBitmap func(ctx context.Context, disk *convert.Disk) ([]byte, error)
