@@ -112,8 +112,8 @@ type started struct {
 	Why        string `json:"why,omitempty"`
 }
 
-// finishJob tells the id of a job that was started, or waits for its end. result, if not nil, is what
-// to print when it has ended well; else that is the image's id.
+// finishJob tells the id of a job that was started, or waits for its end. result, if not nil, is
+// what to print when it has ended well; else that is the image's id.
 func (a *app) finishJob(
 	ctx context.Context, client *ims.Client, s started, f *jobFlags, result func(*ims.Job) string,
 ) error {

@@ -43,15 +43,12 @@ func (a *app) imageUpdateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			has, err := attributesOf(image)
-			if err != nil {
-				return err
-			}
+			has := attributesOf(image)
 			var changes []ims.Change
 			// The service wants to be told whether an attribute is new.
 			put := func(attribute, value string) {
 				op := ims.ChangeAdd
-				if _, ok := has[attribute]; ok {
+				if has[attribute] {
 					op = ims.ChangeReplace
 				}
 				changes = append(changes, ims.Change{Op: op, Attribute: attribute, Value: value})
@@ -103,7 +100,7 @@ func (a *app) imageUpdateCommand() *cobra.Command {
 
 // attributesOf are the attributes that an image has, by the service's names. The service shows some
 // only where they are set.
-func attributesOf(i *ims.Image) (map[string]bool, error) {
+func attributesOf(i *ims.Image) map[string]bool {
 	has := map[string]bool{"name": true, "min_ram": true}
 	for name := range i.Attributes {
 		has[name] = true
@@ -111,12 +108,7 @@ func attributesOf(i *ims.Image) (map[string]bool, error) {
 	has["__description"] = i.Description != ""
 	has["hw_firmware_type"] = i.FirmwareType != ""
 	has["enterprise_project_id"] = i.EnterpriseProjectID != ""
-	for name, there := range has {
-		if !there {
-			delete(has, name)
-		}
-	}
-	return has, nil
+	return has
 }
 
 func (a *app) imageDeleteCommand() *cobra.Command {

@@ -16,7 +16,8 @@ type Export struct {
 	BucketURL string // the object to make, written as in [ImageURL]; it must not exist
 	// Format is one of ExportFormats; empty with Quick, whose result is always ZVHD2.
 	Format string
-	// Quick needs no conversion and takes images of up to 1 TB (128 GB otherwise), but no encrypted ones.
+	// Quick needs no conversion and takes images of up to 1 TB (128 GB otherwise), but no encrypted
+	// ones.
 	Quick bool
 }
 

@@ -158,7 +158,8 @@ func (c *Client) NativeMembers(ctx context.Context, imageID string) ([]Member, e
 	return c.members(ctx, imageID, base)
 }
 
-// NativeMember is [Client.Member] by the native call, GET /v2/images/{image_id}/members/{member_id}.
+// NativeMember is [Client.Member] by the native call,
+// GET /v2/images/{image_id}/members/{member_id}.
 func (c *Client) NativeMember(ctx context.Context, imageID, projectID string) (*Member, error) {
 	base, err := nativeMemberPath(imageID)
 	if err != nil {
@@ -202,7 +203,8 @@ func (c *Client) UpdateNativeMember(ctx context.Context, imageID, projectID, sta
 }
 
 // DeleteNativeMember ends the sharing of an image with a project at once:
-// DELETE /v2/images/{image_id}/members/{member_id} (native API, "Deleting a Tenant from the Group").
+// DELETE /v2/images/{image_id}/members/{member_id} (native API, "Deleting a Tenant from the
+// Group").
 func (c *Client) DeleteNativeMember(ctx context.Context, imageID, projectID string) error {
 	base, err := nativeMemberPath(imageID)
 	if err != nil {

@@ -361,7 +361,7 @@ func (c *Client) Versions(ctx context.Context) ([]APIVersion, error) {
 
 // Version tells about one version of the API, such as v2: GET /{version}, as [Client.Versions].
 func (c *Client) Version(ctx context.Context, id string) (*APIVersion, error) {
-	if id == "" || len(id) > 20 || strings.Trim(id, "v.0123456789") != "" {
+	if number, ok := strings.CutPrefix(id, "v"); !ok || len(id) > 20 || strings.Trim(number, ".0123456789") != "" {
 		return nil, &ValidationError{Problems: []Problem{{"version", id, "must be like v2 or v1.1"}}}
 	}
 	list, err := c.versions(ctx, call{op: "read API version " + id, path: "/" + id})
