@@ -17,8 +17,8 @@ import (
 // maxChainDepth bounds a backing chain: a chain this long is a mistake or an attack.
 const maxChainDepth = 64
 
-// chain opens an image, the further files that its data is in, and what it is based on. Every file of
-// a chain is found by the same rules, whatever the formats call it.
+// chain opens an image, the further files that its data is in, and what it is based on. Every file
+// of a chain is found by the same rules, whatever the formats call it.
 type chain struct {
 	d        *Disk
 	o        OpenOptions
@@ -111,7 +111,8 @@ func (c *chain) openParent(ctx context.Context, child *input, f *format, ref *pa
 	}
 	_, img, err := c.open(ctx, in, format, func(parent *checked) error {
 		if ref.format == "" && parent.parent != nil {
-			// What looks like an image may be a RAW disk that a guest wrote to. It must not name files.
+			// What looks like an image may be a RAW disk that a guest wrote to. It must not name
+			// files.
 			_, err := refuse("", flatten, "it does not state the format of its %s %q, which names another file",
 				ref.what, name)
 			return err

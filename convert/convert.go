@@ -36,15 +36,17 @@ type OpenOptions struct {
 	BackingDirs []string
 	// Force accepts an image that says of itself that it is damaged but that is readable.
 	Force bool
-	// OriginalSize takes the size of the disk that a ZVHD or ZVHD2 image was made from, instead of the
-	// size that the cloud shows, which is the original one rounded up to whole GiB.
+	// OriginalSize takes the size of the disk that a ZVHD or ZVHD2 image was made from, instead of
+	// the size that the cloud shows, which is the original one rounded up to whole GiB.
 	OriginalSize bool
-	// ScratchDir is a folder for the unpacked copy of a compressed image, which takes as much room as
-	// the image has data and is gone when the disk is closed; "" = compressed images are refused.
+	// ScratchDir is a folder for the unpacked copy of a compressed image, which takes as much room
+	// as the image has data and is gone when the disk is closed; "" = compressed images are
+	// refused.
 	ScratchDir string
 	// ArchiveDisk is the name of a disk's file in an archive that has several, such as an OVA.
 	ArchiveDisk string
-	// MaxVirtualSize is the largest accepted virtual size in bytes; 0 means [DefaultMaxVirtualSize].
+	// MaxVirtualSize is the largest accepted virtual size in bytes; 0 means
+	// [DefaultMaxVirtualSize].
 	MaxVirtualSize int64
 }
 

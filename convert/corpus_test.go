@@ -27,8 +27,8 @@ import (
 
 func oldTime() time.Time { return time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC) }
 
-// hashDisk returns the SHA-256 of the whole disk, without reading what is known to be zero, or "" for
-// a large disk that is empty: hashing the zeros of 127 GiB takes minutes and tells nothing.
+// hashDisk returns the SHA-256 of the whole disk, without reading what is known to be zero, or ""
+// for a large disk that is empty: hashing the zeros of 127 GiB takes minutes and tells nothing.
 func hashDisk(t *testing.T, d *convert.Disk) string {
 	t.Helper()
 	if e, err := d.Extent(0, d.Size()); err == nil && d.Size() > 32<<30 && e.Zero && e.Length == d.Size() {
@@ -89,8 +89,8 @@ func rows(t *testing.T, path string) []map[string]string {
 	return out
 }
 
-// corpusFiles unpacks a file of the corpus and those that its manifest says belong to it into a folder
-// of their own, and returns the first one's path there.
+// corpusFiles unpacks a file of the corpus and those that its manifest says belong to it into a
+// folder of their own, and returns the first one's path there.
 func corpusFiles(t *testing.T, corpus string, row map[string]string) (path string, others int) {
 	t.Helper()
 	dir := t.TempDir()

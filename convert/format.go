@@ -64,7 +64,8 @@ type checked struct {
 	open   func(parent image.Image) (image.Image, error)
 }
 
-// parentRef is what an image says of the disk that it is based on. The names are the image author's.
+// parentRef is what an image says of the disk that it is based on. The names are the image
+// author's.
 type parentRef struct {
 	what   string   // "backing file" or "parent disk"
 	names  []string // what its file may be called, the likeliest one first
@@ -90,8 +91,8 @@ var formats = []format{
 	{FormatZVHD2, nil, magicAt(0, "z2strm"), checkZVHD2},
 }
 
-// FormatNames lists the values of [OpenOptions].Format, sorted. The names that qemu-img has for them
-// are accepted, too.
+// FormatNames lists the values of [OpenOptions].Format, sorted. The names that qemu-img has for
+// them are accepted, too.
 func FormatNames() []string {
 	names := make([]string, len(formats))
 	for i, f := range formats {

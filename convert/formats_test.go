@@ -30,8 +30,8 @@ func TestFormatNames(t *testing.T) {
 	}
 }
 
-// TestQEMUFormats reads images of every other format and variant that QEMU can write, and writes them
-// out again in every format that this package writes.
+// TestQEMUFormats reads images of every other format and variant that QEMU can write, and writes
+// them out again in every format that this package writes.
 func TestQEMUFormats(t *testing.T) {
 	dir := t.TempDir()
 	const size = 6<<20 + 512*7 // no multiple of any block

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// input is the content of an image, wherever it lies: a file, a member of an archive in place, or an
-// unpacked copy. Readers of formats see nothing else.
+// input is the content of an image, wherever it lies: a file, a member of an archive in place, or
+// an unpacked copy. Readers of formats see nothing else.
 type input struct {
 	label   string // for people: the file's path, and the member of an archive
 	name    string // the image's own file name, which may say that it is RAW

@@ -56,8 +56,8 @@ type ovfPackage struct {
 	kind string
 }
 
-// openTar takes the disk out of a tar archive, in place. An archive with an OVF descriptor is an OVA,
-// and the descriptor says which of its files are disks.
+// openTar takes the disk out of a tar archive, in place. An archive with an OVF descriptor is an
+// OVA, and the descriptor says which of its files are disks.
 func (d *Disk) openTar(ctx context.Context, in *input, o OpenOptions) (*input, error) {
 	members, err := readTar(ctx, in)
 	if err != nil {
@@ -113,8 +113,8 @@ func (d *Disk) openOVF(ctx context.Context, in *input, o OpenOptions) (*input, e
 	return p.disk(ctx, d, o)
 }
 
-// readTar lists the files of an archive. Whatever an extracting tool could be tricked with is refused
-// here, too: an honest archive of a disk has none of it.
+// readTar lists the files of an archive. Whatever an extracting tool could be tricked with is
+// refused here, too: an honest archive of a disk has none of it.
 func readTar(ctx context.Context, in *input) ([]*input, error) {
 	src := io.NewSectionReader(in.r, 0, in.size)
 	t := tar.NewReader(src)

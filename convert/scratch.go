@@ -14,7 +14,8 @@ import (
 
 const (
 	scratchChunk = 1 << 20 // bytes that are unpacked at a time
-	// scratchReserve is how many bytes stay free where an image is unpacked: a full disk harms others.
+	// scratchReserve is how many bytes stay free where an image is unpacked: a full disk harms
+	// others.
 	scratchReserve = 256 << 20
 	// scratchCheck is how many bytes are written between two looks at the free room.
 	scratchCheck = 64 << 20
@@ -78,8 +79,8 @@ func (s *scratch) fill(ctx context.Context, r io.Reader, limit int64) error {
 	}
 }
 
-// readUp fills p as far as r goes. The error is r's own, so that an end that r did not expect is not
-// taken for one.
+// readUp fills p as far as r goes. The error is r's own, so that an end that r did not expect is
+// not taken for one.
 func readUp(r io.Reader, p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		var k int

@@ -19,8 +19,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// maxWrappers bounds how deep an image is wrapped: a compressed archive whose disk is compressed has
-// three.
+// maxWrappers bounds how deep an image is wrapped: a compressed archive whose disk is compressed
+// has three.
 const maxWrappers = 3
 
 // maxWindow bounds the memory of a decoder in bytes. It is what the xz and zstd tools use at most,
@@ -59,9 +59,9 @@ func (d *Disk) unwrap(ctx context.Context, in *input, o OpenOptions) (*input, er
 	return in, nil // chooseFormat refuses what is wrapped deeper
 }
 
-// wrapperOf returns what in is wrapped in, nil for none. A stated format is that of the image inside.
-// But if that is RAW, the name must agree that there is a wrapper: the bytes of a RAW disk are a
-// guest's, and may look like anything.
+// wrapperOf returns what in is wrapped in, nil for none. A stated format is that of the image
+// inside. But if that is RAW, the name must agree that there is a wrapper: the bytes of a RAW disk
+// are a guest's, and may look like anything.
 func wrapperOf(in *input, stated string) (*wrapper, error) {
 	head, tail, err := in.readHeadTail(probeBytes)
 	if err != nil {
@@ -81,7 +81,8 @@ func wrapperOf(in *input, stated string) (*wrapper, error) {
 // codec is a compression.
 type codec struct {
 	name string
-	// size returns how many bytes the unpacked data has, as far as the file tells cheaply, in words.
+	// size returns how many bytes the unpacked data has, as far as the file tells cheaply, in
+	// words.
 	size func(in *input) string
 	// open returns the unpacked data. It ends with io.EOF only if all of the input is well formed.
 	open func(in *input, r io.Reader) (io.ReadCloser, error)
@@ -116,7 +117,8 @@ func gzipSize(in *input) string {
 	return fmt.Sprintf("%d bytes, or that and a multiple of 4 GiB", binary.LittleEndian.Uint32(t[:]))
 }
 
-// zstdSize reads the header of the first frame, which may have the frame's size (RFC 8878, 3.1.1.1).
+// zstdSize reads the header of the first frame, which may have the frame's size (RFC 8878,
+// 3.1.1.1).
 func zstdSize(in *input) string {
 	var head [zstd.HeaderMaxSize]byte
 	n, _ := in.r.ReadAt(head[:], 0)

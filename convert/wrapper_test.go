@@ -199,7 +199,8 @@ func xzWithWindow(t *testing.T, p []byte, bits byte) []byte {
 	return b
 }
 
-// TestHostileWrappers refuses what is damaged, cut, followed by something, or larger than it may be.
+// TestHostileWrappers refuses what is damaged, cut, followed by something, or larger than it may
+// be.
 func TestHostileWrappers(t *testing.T) {
 	image, want := wrappedDisk()
 	image = append(bytes.Clone(image), bytes.Repeat([]byte("more "), 20000)...)
@@ -267,7 +268,7 @@ type member struct {
 	edit func(*tar.Header)
 }
 
-func archive(t *testing.T, members ...member) []byte {
+func archive(t testing.TB, members ...member) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -319,7 +320,9 @@ func TestOVA(t *testing.T) {
 	image, want := wrappedDisk()
 	other := bytes.Repeat([]byte{7}, 4096)
 	disk, second := member{name: "web-disk1.vmdk", data: image}, member{name: "web-disk2.img", data: other}
-	ovf := func(more string, files ...string) member { return member{name: "web.ovf", data: descriptor(more, files...)} }
+	ovf := func(more string, files ...string) member {
+		return member{name: "web.ovf", data: descriptor(more, files...)}
+	}
 	one := ovf("", disk.name)
 	sized := ovf(fmt.Sprintf(`ovf:size="%d"`, len(image)), disk.name)
 	both := ovf("", disk.name, second.name)

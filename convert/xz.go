@@ -14,9 +14,9 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// The XZ file format, version 1.2.1. The library that decodes it takes the size of its window, up to
-// 4 GiB, from the header of each block. So the blocks are found by the index here, each is checked,
-// and then decoded as a small file of its own whose frame is made here.
+// The XZ file format, version 1.2.1. The library that decodes it takes the size of its window, up
+// to 4 GiB, from the header of each block. So the blocks are found by the index here, each is
+// checked, and then decoded as a small file of its own whose frame is made here.
 
 // Magics and lengths ("Stream Header", "Stream Footer").
 const (
@@ -234,7 +234,8 @@ func (x *xzReader) openBlock(b xzBlock) (io.Reader, error) {
 		bytes.NewReader(index), bytes.NewReader(footer)), 64<<10))
 }
 
-// readBlockHeader reads a "Block Header", and lowers the size of its window to what the block needs.
+// readBlockHeader reads a "Block Header", and lowers the size of its window to what the block
+// needs.
 func (x *xzReader) readBlockHeader(b xzBlock) ([]byte, error) {
 	var size [1]byte
 	if err := readFull(x.r, size[:], b.offset); err != nil {

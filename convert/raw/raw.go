@@ -30,7 +30,8 @@ type Image struct {
 	size int64
 	file *os.File // r, if it may be asked for holes
 
-	// Asking for holes moves the descriptor's offset, which goroutines share. Reading does not use it.
+	// Asking for holes moves the descriptor's offset, which goroutines share. Reading does not use
+	// it.
 	seek    sync.Mutex
 	noHoles atomic.Bool
 }

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package convert_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/ulikunitz/xz"
+
+	"github.com/imsprep/imsprep/convert"
+)
+
+// FuzzOpenWrapped opens archives and compressed files. They may be refused, but must leave nothing
+// behind, and what is opened must be readable as far as it was promised or be refused then.
+func FuzzOpenWrapped(f *testing.F) {
+	image, _ := wrappedDisk()
+	disk := member{name: "d", data: image[:min(len(image), 20000)]}
+	ova := archive(f, member{name: "w.ovf", data: descriptor("", "d")}, member{name: "w.mf", data: manifest(disk)}, disk)
+	f.Add(ova)
+	f.Add(archive(f, disk))
+	f.Add(descriptor("", "d"))
+	var z, x bytes.Buffer
+	zw := gzip.NewWriter(&z)
+	xw, err := xz.WriterConfig{DictCap: 1 << 16}.NewWriter(&x)
+	if err != nil {
+		f.Fatal(err)
+	}
+	_, err1 := zw.Write(image)
+	_, err2 := xw.Write(image)
+	if err := errors.Join(err1, err2, zw.Close(), xw.Close()); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(z.Bytes())
+	f.Add(x.Bytes())
+	f.Add([]byte("\x28\xB5\x2F\xFD\x20\x05\x29\x00\x00hello"))
+	f.Add([]byte("BZh91AY&SY"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "disk.img")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		scratch := filepath.Join(dir, "scratch")
+		if err := os.Mkdir(scratch, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		d, err := convert.Open(context.Background(), path, convert.OpenOptions{
+			ScratchDir: scratch, AllowBacking: true, MaxVirtualSize: 1 << 20,
+		})
+		var refused *convert.RefusedError
+		if err == nil {
+			err = convert.Scan(context.Background(), convert.NewScanner(d, nil), convert.ScanOptions{Workers: 1}, nil)
+			if cerr := d.Close(); cerr != nil {
+				t.Error(cerr)
+			}
+		}
+		if err != nil && !errors.As(err, &refused) {
+			t.Errorf("neither read nor refused: %v", err)
+		}
+		if left, err := os.ReadDir(scratch); err != nil || len(left) > 0 {
+			t.Errorf("left in the scratch folder: %v, %v", left, err)
+		}
+	})
+}
