@@ -60,7 +60,7 @@ var ofTheProcess = map[string][]string{
 	"os": {"Args", "Clearenv", "Environ", "Exit", "ExpandEnv", "Getenv", "LookupEnv", "Setenv", "Stderr", "Stdin",
 		"Stdout", "TempDir", "Unsetenv", "UserCacheDir", "UserConfigDir", "UserHomeDir"},
 	"net/http": {"DefaultClient", "DefaultTransport", "Get", "Head", "Post", "PostForm", "ProxyFromEnvironment"},
-	"syscall": {"Environ", "Exit", "Getenv", "Setenv", "Stderr", "Stdin", "Stdout"},
+	"syscall":  {"Environ", "Exit", "Getenv", "Setenv", "Stderr", "Stdin", "Stdout"},
 }
 
 // TestRepositoryRules applies the rules to every Go file of the repository,
