@@ -25,9 +25,9 @@ type profile struct {
 // maxProfile bounds the files that are read.
 const maxProfile = 1 << 20
 
-// profile reads the first profile file that has credentials: one that is named by --profile or in the
-// environment, else those in the user's home. A file that was named must be usable; one that just
-// lies there need not, but why not is remembered for the error that ends without any.
+// profile reads the first profile file that has credentials: one that is named by --profile or in
+// the environment, else those in the user's home. A file that was named must be usable; one that
+// just lies there need not, but why not is remembered for the error that ends without any.
 func (a *app) profile() (p *profile, skipped error, err error) {
 	if name := first(a.flags.profile, a.getenv("HW_PROFILE")); name != "" || a.getenv("HW_SHARED_CONFIG_FILE") != "" {
 		path := first(a.getenv("HW_SHARED_CONFIG_FILE"), a.home(".hcloud", "config.json"))

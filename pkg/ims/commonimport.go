@@ -49,7 +49,8 @@ type CommonImport struct {
 
 	// Configure lets the service change the disk: drivers, device names, network.
 	Configure bool
-	// QuickImport makes this a quick import: ZVHD2, or RAW with a bitmap, and no look into the disk.
+	// QuickImport makes this a quick import: ZVHD2, or RAW with a bitmap, and no look into the
+	// disk.
 	QuickImport bool
 	// KMSKey is the id of the key to encrypt the image with; not for bare metal.
 	KMSKey string
@@ -314,9 +315,9 @@ func (r *DataDiskImport) body() commonImportBody {
 	}
 }
 
-// CommonImport starts an import that converts the object: POST /v2/cloudimages/action, or /v2.1/… in
-// the newer generation (IMS API, "Creating an Image", from a file). With data disks the job makes
-// several images, see [Job.ImageIDs].
+// CommonImport starts an import that converts the object: POST /v2/cloudimages/action, or /v2.1/…
+// in the newer generation (IMS API, "Creating an Image", from a file). With data disks the job
+// makes several images, see [Job.ImageIDs].
 //
 // Repetition, a lost answer and errors are as in [Client.QuickImport].
 func (c *Client) CommonImport(ctx context.Context, r *CommonImport, gen Generation) (*Submitted, error) {

@@ -174,8 +174,8 @@ func TestCommonImport(t *testing.T) {
 	}
 }
 
-// TestCommonImportConverts: the image has the content of the disk in the QCOW2 file, by the digest of
-// testdata/manifest.tsv, which is qemu-img's.
+// TestCommonImportConverts: the image has the content of the disk in the QCOW2 file, by the digest
+// of testdata/manifest.tsv, which is qemu-img's.
 func TestCommonImportConverts(t *testing.T) {
 	file, err := os.ReadFile("../../testdata/ext4-zlib.qcow2")
 	if err != nil {

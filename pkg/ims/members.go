@@ -76,8 +76,8 @@ func countOf(ids []string, what string) string {
 }
 
 // AnswerShares starts a job that accepts or rejects images that were shared with the project
-// projectID, which must be the caller's: PUT /v1/cloudimages/members (IMS API, "Updating the Statuses
-// of Image Members in Batches"). vaultID is for full-server images, else empty.
+// projectID, which must be the caller's: PUT /v1/cloudimages/members (IMS API, "Updating the
+// Statuses of Image Members in Batches"). vaultID is for full-server images, else empty.
 func (c *Client) AnswerShares(
 	ctx context.Context, images []string, projectID, status, vaultID string,
 ) (jobID string, err error) {
@@ -168,9 +168,9 @@ func (c *Client) NativeMember(ctx context.Context, imageID, projectID string) (*
 	return c.member(ctx, http.MethodGet, base, imageID, projectID, nil)
 }
 
-// AddNativeMember shares an image with a project at once: POST /v2/images/{image_id}/members (native
-// API, "Adding a Tenant That Can Use a Shared Image"). An image that is shared with the project
-// already is [KindConflict].
+// AddNativeMember shares an image with a project at once: POST /v2/images/{image_id}/members
+// (native API, "Adding a Tenant That Can Use a Shared Image"). An image that is shared with the
+// project already is [KindConflict].
 func (c *Client) AddNativeMember(ctx context.Context, imageID, projectID string) (*Member, error) {
 	base, err := nativeMemberPath(imageID)
 	if err != nil {

@@ -180,8 +180,8 @@ func (c *Client) UploadImageFile(ctx context.Context, imageID string, content io
 }
 
 // RegisterImage makes an object the content of an image that [Client.CreateImage] made, without
-// configuring it: PUT /v1/cloudimages/{image_id}/upload (IMS API, "Registering an Image"). objectURL
-// is as in [ImageURL]. It returns the job's id.
+// configuring it: PUT /v1/cloudimages/{image_id}/upload (IMS API, "Registering an Image").
+// objectURL is as in [ImageURL]. It returns the job's id.
 func (c *Client) RegisterImage(ctx context.Context, imageID, objectURL string) (jobID string, err error) {
 	var v checker
 	v.id("image id", imageID)
@@ -410,9 +410,9 @@ func (c *Client) versions(ctx context.Context, k call) ([]APIVersion, error) {
 	return list, nil
 }
 
-// Schema describes the attributes of what the native calls answer: GET /v2/schemas/{name} with image,
-// images, member or members (native API, "Querying an Image Schema" and its kin). The result is the
-// JSON schema as the service has it.
+// Schema describes the attributes of what the native calls answer: GET /v2/schemas/{name} with
+// image, images, member or members (native API, "Querying an Image Schema" and its kin). The result
+// is the JSON schema as the service has it.
 func (c *Client) Schema(ctx context.Context, name string) (map[string]any, error) {
 	var v checker
 	v.oneOf("schema", name, "image", "images", "member", "members")

@@ -392,9 +392,9 @@ func (c *Client) DeleteTagsV1(ctx context.Context, imageID string, tags ...Tag) 
 		"/v1/"+project+"/cloudimages/"+imageID+"/tags/delete", map[string][]Tag{"tags": tags})
 }
 
-// AddNativeTag gives an image a tag that is a key only: PUT /v2/images/{image_id}/tags/{tag} (native
-// API, "Adding a Tag"). Newer documentation calls it deprecated in favour of what [Client.AddTag]
-// does.
+// AddNativeTag gives an image a tag that is a key only: PUT /v2/images/{image_id}/tags/{tag}
+// (native API, "Adding a Tag"). Newer documentation calls it deprecated in favour of what
+// [Client.AddTag] does.
 func (c *Client) AddNativeTag(ctx context.Context, imageID, tag string) error {
 	path, err := nativeTagPath(imageID, tag)
 	if err != nil {

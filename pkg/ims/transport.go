@@ -264,7 +264,8 @@ func (c *Client) newRequest(ctx context.Context, k *call) (*http.Request, string
 	}
 	switch {
 	case k.file != nil:
-		// The gateway takes no hash over a body that isn't JSON: the literal stands for it and is signed.
+		// The gateway takes no hash over a body that isn't JSON: the literal stands for it and is
+		// signed.
 		req.Body = io.NopCloser(io.NewSectionReader(k.file.content, 0, k.file.size))
 		req.GetBody = func() (io.ReadCloser, error) {
 			return io.NopCloser(io.NewSectionReader(k.file.content, 0, k.file.size)), nil

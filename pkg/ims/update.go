@@ -101,8 +101,8 @@ func (c *Client) UpdateImage(ctx context.Context, id string, changes ...Change) 
 	return c.updateImage(ctx, "/v2/cloudimages/", "", id, changes)
 }
 
-// UpdateNativeImage is [Client.UpdateImage] by the native call, PATCH /v2/images/{image_id} with the
-// content type of OpenStack's JSON patch (native API, "Updating Image Information").
+// UpdateNativeImage is [Client.UpdateImage] by the native call, PATCH /v2/images/{image_id} with
+// the content type of OpenStack's JSON patch (native API, "Updating Image Information").
 func (c *Client) UpdateNativeImage(ctx context.Context, id string, changes ...Change) (*Image, error) {
 	return c.updateImage(ctx, "/v2/images/", "application/openstack-images-v2.1-json-patch", id, changes)
 }

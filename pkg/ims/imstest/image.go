@@ -203,7 +203,8 @@ func (s *Server) selectImages(caller string, q url.Values, limit int) (shown []m
 		if im == nil || !match(im) {
 			continue
 		}
-		// Images that were shared with the caller are there once it has accepted them, or on demand.
+		// Images that were shared with the caller are there once it has accepted them, or on
+		// demand.
 		if im.str("__imagetype") != "shared" || im.status == or(wanted, memberAccepted) {
 			found = append(found, im)
 		}
