@@ -522,6 +522,99 @@ func (c *Client) remove(ctx context.Context, t target) error {
 	return err
 }
 
+// UploadInfo is an unfinished multipart upload.
+type UploadInfo struct {
+	Key       string    `json:"key"`
+	ID        string    `json:"upload_id"`
+	Initiated time.Time `json:"initiated"`
+}
+
+// ListUploads returns the unfinished uploads of keys that begin with prefix, in the server's order.
+// Their parts cost money until they are completed or aborted.
+func (c *Client) ListUploads(ctx context.Context, bucket, prefix string) ([]UploadInfo, error) {
+	return c.listUploads(ctx, target{bucket: bucket, key: prefix})
+}
+
+func (c *Client) listUploads(ctx context.Context, t target) ([]UploadInfo, error) {
+	prefix := t.key
+	t.op = "list unfinished uploads"
+	var list []UploadInfo
+	key, id := "", ""
+	for {
+		var page minio.ListMultipartUploadsResult
+		err := c.call(ctx, t, func(ctx context.Context) error {
+			var err error
+			page, err = c.core.ListMultipartUploads(ctx, t.bucket, prefix, key, id, "", listPage)
+			return err
+		})
+		if err != nil {
+			return list, err
+		}
+		for _, u := range page.Uploads {
+			// A server that ignores the prefix must not make us abort what is another's.
+			if strings.HasPrefix(u.Key, prefix) {
+				list = append(list, UploadInfo{Key: u.Key, ID: u.UploadID, Initiated: u.Initiated})
+			}
+		}
+		if !page.IsTruncated {
+			return list, nil
+		}
+		nextKey, nextID := page.NextKeyMarker, page.NextUploadIDMarker
+		if nextKey == "" || (nextKey == key && nextID == id) {
+			return list, &Error{Op: t.op, Bucket: t.bucket, Key: t.key, Kind: KindIntegrity,
+				Message: "the server's list does not go on after " + key}
+		}
+		key, id = nextKey, nextID
+	}
+}
+
+// AbortUpload removes an unfinished upload with its parts. One that does not exist counts as removed.
+func (c *Client) AbortUpload(ctx context.Context, bucket, key, id string) error {
+	if id == "" {
+		return &Error{Op: "abort upload", Bucket: bucket, Key: key, Kind: KindInvalid, Message: "no upload id"}
+	}
+	return c.abort(ctx, target{bucket: bucket, key: key}, id)
+}
+
+// abortLook bounds looking whether an aborted upload is gone.
+const abortLook = 2 * time.Second
+
+// abort removes an upload and makes sure of it: a part that was on its way may survive the first time.
+func (c *Client) abort(ctx context.Context, t target, id string) error {
+	gone := func(err error) bool { return KindOf(err) == KindNotFound && !isCode(err, "NoSuchBucket") }
+	for n := 1; ; n++ {
+		t.op = "abort upload"
+		err := c.call(ctx, t, func(ctx context.Context) error {
+			return c.core.AbortMultipartUpload(ctx, t.bucket, t.key, id)
+		})
+		if gone(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		look := t
+		look.op, look.attempts = "look for aborted upload", 2
+		lctx, cancel := context.WithTimeout(ctx, abortLook)
+		err = c.call(lctx, look, func(ctx context.Context) error {
+			_, err := c.core.ListObjectParts(ctx, t.bucket, t.key, id, 0, 1)
+			return err
+		})
+		cancel()
+		if err != nil {
+			// It is gone; or nothing more can be found out, and the server said that it is.
+			return nil
+		}
+		e := &Error{Op: t.op, Bucket: t.bucket, Key: t.key, Kind: KindTransient, Message: "it is still there", Attempts: n}
+		if n >= c.o.MaxAttempts {
+			return e
+		}
+		if err := c.backoff(ctx, n, e); err != nil {
+			return c.explain(t, err, nil)
+		}
+	}
+}
+
 // GetRange opens n bytes of an object from off on. The caller closes the reader. Only opening it is
 // retried; a read that fails midway returns a plain error.
 func (c *Client) GetRange(ctx context.Context, bucket, key string, off, n int64) (io.ReadCloser, error) {

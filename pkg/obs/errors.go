@@ -57,6 +57,8 @@ type Error struct {
 	// Left names what could not be removed from the bucket after the failure: object keys, and
 	// unfinished uploads as "upload ID of KEY". Those cost money until they are removed.
 	Left []string
+	// Kept is the id of an unfinished upload that was kept to be taken up again, "" if none was.
+	Kept string
 	Err  error // cause, if it is not the server's answer
 
 	retryAfter time.Duration // as the server asked, 0 = not said

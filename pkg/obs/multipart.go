@@ -13,6 +13,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,9 @@ type order struct {
 	beforeComplete func(ctx context.Context) error
 	progress       func(UploadEvent)
 	cleanupTimeout time.Duration
+	resume         *State
+	resumable      bool
+	checkpoint     func(Delta)
 }
 
 // multipart is one run of an upload: what planned uploads and streams have in common. It begins the
@@ -51,13 +55,26 @@ type multipart struct {
 	c   *Client
 	id  string   // of the upload
 	lim *limiter // nil: one part at a time
+	// fits tells whether a remembered upload is cut as this one.
+	fits func(*State) bool
+	// there are the parts that the server had when the upload was taken up again.
+	there map[int]remote
+	// encrypted is set when the server said that it encrypts, so that ETags are no MD5s.
+	encrypted bool
+	// startedAnew says why what was remembered was of no use.
+	startedAnew string
 
 	stats stats
 	wire  atomic.Int64
 
+	remembering sync.Mutex // held while the caller's journal is told
+
 	mu         sync.Mutex
 	open       map[string]string // unfinished uploads: key -> upload id
 	helpers    []string          // keys of objects that must not stay
+	sweep      string            // unfinished uploads of keys that begin with it must not stay either
+	left       []string          // what could not be removed
+	kept       bool              // the caller's journal knows the upload id
 	completing bool              // the object may exist
 	done       []partDone        // by part number - 1
 	event      UploadEvent
@@ -96,15 +113,20 @@ func validRunID(s string) bool { return metaName.MatchString(s) && len(s) <= 64 
 // cleans up.
 func (m *multipart) do(ctx context.Context, parts func(ctx context.Context) error) (*UploadResult, error) {
 	res, err := m.run(ctx, parts)
-	left := m.cleanUp(ctx, err != nil)
+	failed := err != nil && !(m.resumable && m.kept && resumable(err))
+	left := m.cleanUp(ctx, failed)
 	if err != nil {
 		var e *Error
 		if !errors.As(err, &e) {
 			e = m.c.explain(m.target("upload", m.key), err, nil)
 		}
 		e.Left = left
+		if !failed {
+			e.Kept = m.id
+		}
 		return nil, e
 	}
+	res.StartedAnew = m.startedAnew
 	res.Requests, res.Retries = int(m.stats.requests.Load()), int(m.stats.retries.Load())
 	res.Left = left
 	return res, nil
@@ -112,11 +134,21 @@ func (m *multipart) do(ctx context.Context, parts func(ctx context.Context) erro
 
 // run is do without cleaning up.
 func (m *multipart) run(ctx context.Context, parts func(ctx context.Context) error) (*UploadResult, error) {
-	meta := m.metadata()
-	maps.Copy(meta, m.user)
-	var err error
-	if m.id, err = m.initiate(ctx, m.key, m.contentType, meta); err != nil {
-		return nil, err
+	taken := false
+	if m.resume != nil {
+		var res *UploadResult
+		var err error
+		if taken, res, err = m.takeUp(ctx); res != nil || err != nil {
+			return res, err
+		}
+	}
+	if !taken {
+		meta := m.metadata()
+		maps.Copy(meta, m.user)
+		var err error
+		if m.id, err = m.initiate(ctx, m.key, m.contentType, meta); err != nil {
+			return nil, err
+		}
 	}
 	if err := parts(ctx); err != nil {
 		return nil, err
@@ -140,10 +172,14 @@ func (m *multipart) finish(ctx context.Context) (*UploadResult, error) {
 	res := &UploadResult{RunID: m.runID, BytesSent: m.wire.Load()}
 	for _, d := range m.done {
 		res.Size += d.size
-		if d.copied {
+		switch {
+		case d.resumed:
+			res.PartsResumed++
+			res.BytesResumed += d.size
+		case d.copied:
 			res.PartsCopied++
 			res.BytesCopied += d.size
-		} else {
+		default:
 			res.PartsSent++
 		}
 	}
@@ -173,6 +209,9 @@ type partDone struct {
 	size   int64
 	etag   string
 	copied bool
+	// resumed means that the server had it from an earlier run.
+	resumed bool
+	note    []byte // the caller's own
 }
 
 // sum is an MD5.
@@ -181,8 +220,11 @@ type sum [md5.Size]byte
 func (s sum) base64() string { return base64.StdEncoding.EncodeToString(s[:]) }
 func (s sum) hex() string    { return hex.EncodeToString(s[:]) }
 
-// send puts a part. body starts it anew for each attempt.
-func (m *multipart) send(ctx context.Context, part Part, s sum, body func() io.ReadSeeker) error {
+// send puts a part, unless the server has it already. body starts it anew for each attempt.
+func (m *multipart) send(ctx context.Context, part Part, s sum, body func() io.ReadSeeker) (partDone, error) {
+	if d, ok := m.isThere(part, func() sum { return s }); ok {
+		return d, nil
+	}
 	t := m.target("upload part", m.key)
 	t.part, t.offset = part.Number, part.Offset
 	t.before = m.slot
@@ -199,17 +241,18 @@ func (m *multipart) send(ctx context.Context, part Part, s sum, body func() io.R
 		if etag == "" {
 			return &Error{Kind: KindTransient, Code: "PartWithoutETag", Message: "the answer has no ETag"}
 		}
-		if etag != s.hex() && !opaqueETag(ctx, etag) {
-			return &Error{Kind: KindTransient, Code: "BadDigest",
-				Message: fmt.Sprintf("the server stored something else: ETag %s instead of %s", etag, s.hex())}
-		}
-		return nil
+		return m.checkETag(ctx, etag, s)
 	})
-	if err != nil {
-		return err
+	return partDone{etag: etag}, err
+}
+
+// checkETag holds the ETag of a part against the MD5 of what should be in it.
+func (m *multipart) checkETag(ctx context.Context, etag string, want sum) error {
+	if etag == want.hex() || m.encrypted || opaqueETag(ctx, etag) {
+		return nil
 	}
-	m.finished(part, partDone{etag: etag})
-	return nil
+	return &Error{Kind: KindTransient, Code: "BadDigest",
+		Message: fmt.Sprintf("the server stored something else: ETag %s instead of %s", etag, want.hex())}
 }
 
 // opaqueETag tells whether a part's ETag need not be the MD5 of its data: it doesn't look like one,
@@ -218,6 +261,11 @@ func opaqueETag(ctx context.Context, etag string) bool {
 	if _, err := hex.DecodeString(etag); err != nil || len(etag) != 2*md5.Size {
 		return true
 	}
+	return encrypts(ctx)
+}
+
+// encrypts tells whether the answer to this attempt said that the server encrypts.
+func encrypts(ctx context.Context) bool {
 	ex, _ := ctx.Value(exchangeKey{}).(*exchange)
 	if ex == nil {
 		return true
@@ -268,6 +316,9 @@ func (m *multipart) initiate(ctx context.Context, key, contentType string, meta 
 		if err == nil && id == "" {
 			err = &Error{Kind: KindTransient, Code: "NoUploadId", Message: "the answer has no upload id"}
 		}
+		if err == nil && key == m.key {
+			m.encrypted = encrypts(ctx)
+		}
 		return err
 	})
 	if err != nil {
@@ -311,40 +362,32 @@ func (m *multipart) compareParts(ctx context.Context) (*Error, error) {
 		}
 		return e
 	}
-	seen, marker := 0, 0
-	for {
-		var page minio.ListObjectPartsResult
-		err := m.c.call(ctx, m.target("list parts", m.key), func(ctx context.Context) error {
-			var err error
-			page, err = m.c.core.ListObjectParts(ctx, m.bucket, m.key, m.id, marker, listPage)
-			return err
-		})
-		if err != nil {
+	seen := 0
+	for p, err := range m.listParts(ctx, m.id) {
+		var e *Error
+		switch {
+		case errors.As(err, &e) && e.Kind == KindIntegrity:
+			return e, nil
+		case err != nil:
 			return nil, err
 		}
-		for _, p := range page.ObjectParts {
-			if p.PartNumber != seen+1 {
-				return differ(seen+1, "the server lists part %d in its place", p.PartNumber), nil
-			}
-			if p.PartNumber > len(m.done) {
-				return differ(p.PartNumber, "the server lists a part that was never sent"), nil
-			}
-			want := m.done[seen]
-			if p.Size != want.size {
-				return differ(p.PartNumber, "the server has %d bytes instead of %d", p.Size, want.size), nil
-			}
-			if got := trimETag(p.ETag); got != want.etag {
-				return differ(p.PartNumber, "the server has ETag %s instead of %s", got, want.etag), nil
-			}
-			seen++
+		if _, old := m.there[p.PartNumber]; old && p.PartNumber > len(m.done) {
+			continue // what is not listed when completing is thrown away
 		}
-		if !page.IsTruncated {
-			break
+		if p.PartNumber != seen+1 {
+			return differ(seen+1, "the server lists part %d in its place", p.PartNumber), nil
 		}
-		if len(page.ObjectParts) == 0 || seen <= marker {
-			return differ(seen+1, "the server's list does not go on after part %d", seen), nil
+		if p.PartNumber > len(m.done) {
+			return differ(p.PartNumber, "the server lists a part that was never sent"), nil
 		}
-		marker = seen
+		want := m.done[seen]
+		if p.Size != want.size {
+			return differ(p.PartNumber, "the server has %d bytes instead of %d", p.Size, want.size), nil
+		}
+		if got := trimETag(p.ETag); got != want.etag {
+			return differ(p.PartNumber, "the server has ETag %s instead of %s", got, want.etag), nil
+		}
+		seen++
 	}
 	if seen != len(m.done) {
 		return differ(seen+1, "the server lists %d of %d parts", seen, len(m.done)), nil
@@ -411,11 +454,35 @@ func (m *multipart) closed(key string) {
 	m.mu.Unlock()
 }
 
-// cleanUp removes the zero objects and, after a failure, the unfinished uploads and an object of
-// ours that must not be taken for a whole one. It returns what it could not remove.
+// cleanUp removes the zero objects and, after a failure for good, the unfinished upload and an object
+// of ours that must not be taken for a whole one. It returns what it could not remove.
 func (m *multipart) cleanUp(ctx context.Context, failed bool) []string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cleanupTimeout)
 	defer cancel()
+	// The workers are gone: nobody changes these any more.
+	var drop []UploadInfo
+	for key, id := range m.open {
+		if failed || key != m.key {
+			drop = append(drop, UploadInfo{Key: key, ID: id})
+		}
+	}
+	left := append(m.left, m.clear(ctx, drop, m.helpers, m.sweep)...)
+	if failed && m.completing {
+		info, err := m.c.stat(ctx, m.brief(m.key))
+		if err == nil && info.Metadata[RunIDMetadata] == m.runID {
+			err = m.c.remove(ctx, m.brief(m.key))
+		}
+		if err != nil && KindOf(err) != KindNotFound {
+			left = append(left, m.key)
+		}
+	}
+	slices.Sort(left)
+	return left
+}
+
+// clear removes unfinished uploads and objects, and if sweep is not empty, all unfinished uploads of
+// keys that begin with it. It returns what it could not remove.
+func (m *multipart) clear(ctx context.Context, drop []UploadInfo, keys []string, sweep string) []string {
 	var mu sync.Mutex
 	var left []string
 	var wg sync.WaitGroup
@@ -428,45 +495,33 @@ func (m *multipart) cleanUp(ctx context.Context, failed bool) []string {
 			}
 		})
 	}
-	short := func(key string) target {
-		t := m.target("", key)
-		t.attempts = min(m.c.o.MaxAttempts, 5)
-		return t
+	if sweep != "" {
+		// What an earlier run left that had no time to clean up. Listing takes a right of its own;
+		// without it these wait for being found by someone who has it.
+		found, err := m.c.listUploads(ctx, m.brief(sweep))
+		if k := KindOf(err); k == KindTransient || k == KindCanceled {
+			left = append(left, "uploads of "+sweep+"*")
+		}
+		drop = append(drop, found...)
 	}
-	// The workers are gone: nobody changes these any more.
-	for key, id := range m.open {
-		remove("upload "+id+" of "+key, func() error { return m.abort(ctx, short(key), id) })
+	slices.SortFunc(drop, func(a, b UploadInfo) int { return strings.Compare(a.Key+" "+a.ID, b.Key+" "+b.ID) })
+	for _, d := range slices.CompactFunc(drop, func(a, b UploadInfo) bool { return a.Key == b.Key && a.ID == b.ID }) {
+		remove("upload "+d.ID+" of "+d.Key, func() error { return m.c.abort(ctx, m.brief(d.Key), d.ID) })
 	}
 	wg.Wait() // an upload being completed may bring a zero object back
-	for _, key := range m.helpers {
-		remove(key, func() error { return m.c.remove(ctx, short(key)) })
-	}
-	if failed && m.completing {
-		remove(m.key, func() error {
-			info, err := m.c.stat(ctx, short(m.key))
-			if KindOf(err) == KindNotFound {
-				return nil
-			}
-			if err != nil || info.Metadata[RunIDMetadata] != m.runID {
-				return err
-			}
-			return m.c.remove(ctx, short(m.key))
-		})
+	slices.Sort(keys)
+	for _, key := range slices.Compact(keys) {
+		remove(key, func() error { return m.c.remove(ctx, m.brief(key)) })
 	}
 	wg.Wait()
-	slices.Sort(left)
 	return left
 }
 
-func (m *multipart) abort(ctx context.Context, t target, id string) error {
-	t.op = "abort upload"
-	err := m.c.call(ctx, t, func(ctx context.Context) error {
-		return m.c.core.AbortMultipartUpload(ctx, t.bucket, t.key, id)
-	})
-	if KindOf(err) == KindNotFound {
-		return nil
-	}
-	return err
+// brief is the target of cleaning up, which is tried less often.
+func (m *multipart) brief(key string) target {
+	t := m.target("", key)
+	t.attempts = min(m.c.o.MaxAttempts, 5)
+	return t
 }
 
 func (m *multipart) target(op, key string) target {
@@ -494,20 +549,30 @@ func (m *multipart) moved(n int) {
 	}
 }
 
+// finished notes a part that the server acknowledged, and tells the caller's journal.
 func (m *multipart) finished(part Part, d partDone) {
 	d.offset, d.size = part.Offset, part.Length
+	m.record(part.Number, d)
+	m.remember(Delta{Part: &PartState{Number: part.Number, Offset: d.offset, Size: d.size, ETag: d.etag,
+		Copied: d.copied, Note: d.note}})
+}
+
+func (m *multipart) record(number int, d partDone) {
 	m.mu.Lock()
-	for len(m.done) < part.Number {
+	for len(m.done) < number {
 		m.done = append(m.done, partDone{})
 	}
-	m.done[part.Number-1] = d
+	m.done[number-1] = d
 	m.mu.Unlock()
 	m.report(func(ev *UploadEvent) {
 		ev.Done += d.size
 		ev.Parts++
-		if d.copied {
+		switch {
+		case d.resumed:
+			ev.Resumed += d.size
+		case d.copied:
 			ev.Copied += d.size
-		} else {
+		default:
 			ev.Sent += d.size
 		}
 	})

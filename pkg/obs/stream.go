@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,6 +49,18 @@ type StreamOptions struct {
 	BeforeComplete func(ctx context.Context) error
 	Progress       func(UploadEvent)
 	CleanupTimeout time.Duration
+	Checkpoint     func(Delta)
+	Resumable      bool
+
+	// Note is called when a part has been cut, before the Write that brought its last byte returns.
+	Note func(Part) []byte
+	// Resume is an upload to go on with, see UploadOptions.Resume. The bytes must be the same as
+	// before; a part that is produced again is compared by its MD5 and sent only if it differs.
+	Resume *State
+	// Reposition, if not nil, is called before the producer when parts need not be produced again,
+	// with those and the offset in bytes at which they end. It returns where the producer will begin
+	// to write, from 0 to that offset. nil is 0: all of the object is produced again.
+	Reposition func(done []PartState, offset int64) (int64, error)
 }
 
 // GrowingParts returns lengths of parts for objects of up to maxSize bytes: 8 MiB first, so that a
@@ -109,7 +122,8 @@ type stream struct {
 
 func (c *Client) newStream(o StreamOptions) (*stream, error) {
 	m, err := c.newMultipart(order{bucket: o.Bucket, key: o.Key, contentType: o.ContentType, user: o.Metadata,
-		runID: o.RunID, beforeComplete: o.BeforeComplete, progress: o.Progress, cleanupTimeout: o.CleanupTimeout})
+		runID: o.RunID, beforeComplete: o.BeforeComplete, progress: o.Progress, cleanupTimeout: o.CleanupTimeout,
+		resume: o.Resume, resumable: o.Resumable, checkpoint: o.Checkpoint})
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +160,55 @@ func (c *Client) newStream(o StreamOptions) (*stream, error) {
 	s.slabs.make = c.newBuffer
 	s.slabs.changed = make(chan struct{})
 	m.lim = newLimiter(o.Workers)
+	m.fits = func(st *State) bool { return st.Boundaries == "" }
 	return s, nil
+}
+
+// start settles where the producer begins, and tells the caller's journal.
+func (s *stream) start(w *streamWriter) error {
+	kept := s.unbroken()
+	if len(kept) > 0 {
+		end := kept[len(kept)-1].Offset + kept[len(kept)-1].Size
+		var from int64
+		if s.o.Reposition != nil {
+			var err error
+			if from, err = s.o.Reposition(slices.Clone(kept), end); err != nil {
+				return &Error{Op: "reposition stream", Bucket: s.bucket, Key: s.key, Kind: KindSource, Err: err}
+			}
+		}
+		if from < 0 || from > end {
+			return s.invalid(fmt.Sprintf("the producer cannot begin at %d, %d bytes are there", from, end))
+		}
+		// Parts from there on are produced again and compared; what comes of a part before the next one
+		// begins is dropped.
+		kept = slices.DeleteFunc(kept, func(p PartState) bool { return p.Offset >= from })
+		if n := len(kept); n > 0 {
+			w.offset = kept[n-1].Offset + kept[n-1].Size
+			w.part.Number = kept[n-1].Number
+			w.drop = w.offset - from
+		}
+	}
+	s.begun(State{Parts: kept})
+	s.keep(kept)
+	return nil
+}
+
+// unbroken returns the accepted parts up to the first that is missing.
+func (s *stream) unbroken() []PartState {
+	if s.there == nil {
+		return nil
+	}
+	parts := s.accepted()
+	var end int64
+	for i, p := range parts {
+		last := p.Size < MinPartSize
+		if p.Number != i+1 || p.Offset != end || p.Size <= 0 || p.Size > s.o.MaxSize-end ||
+			(last && end+p.Size != s.resume.Size) {
+			return parts[:i]
+		}
+		end += p.Size
+	}
+	return parts
 }
 
 // send runs the producer and sends the parts as they are cut.
@@ -156,6 +218,9 @@ func (s *stream) send(ctx context.Context, write func(ctx context.Context, w io.
 	g, gctx := errgroup.WithContext(sctx)
 	g.SetLimit(s.o.Workers)
 	w := &streamWriter{s: s, ctx: gctx, g: g}
+	if err := s.start(w); err != nil {
+		return err
+	}
 	err := write(gctx, w)
 	if err == nil {
 		err = w.finish()
@@ -179,6 +244,7 @@ func (s *stream) send(ctx context.Context, write func(ctx context.Context, w io.
 		return &Error{Op: "produce stream", Bucket: s.bucket, Key: s.key, Kind: KindSource, Err: err}
 	}
 	s.report(func(ev *UploadEvent) { ev.Total = w.offset })
+	s.remember(Delta{Size: w.offset})
 	return nil
 }
 
@@ -193,7 +259,8 @@ type streamWriter struct {
 	mu     sync.Mutex // against a producer that goes on writing after it has returned
 	closed bool
 	bad    error // why nothing more is taken, if that is the producer's fault
-	offset int64 // bytes taken so far
+	offset int64 // in the object, of the next byte that is not dropped
+	drop   int64 // bytes to come that are there already
 	part   Part  // being filled: Length is what it may become; Number 0 is none
 	body   pieces
 }
@@ -203,6 +270,11 @@ func (w *streamWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := 0
+	if !w.closed && w.drop > 0 {
+		n = int(min(w.drop, int64(len(p))))
+		w.drop -= int64(n)
+		p = p[n:]
+	}
 	for len(p) > 0 {
 		if err := w.ready(); err != nil {
 			return n, err
@@ -246,6 +318,11 @@ func (s *stream) invalid(message string) error {
 func (w *streamWriter) room() ([]byte, error) {
 	if w.part.Length == 0 {
 		n := w.part.Number + 1
+		if n > MaxParts {
+			// Only when the parts of an earlier run are shorter than ours.
+			w.bad = w.s.invalid(fmt.Sprintf("%d parts are used up at %d bytes", MaxParts, w.offset))
+			return nil, w.bad
+		}
 		w.part = Part{Number: n, Offset: w.offset, Length: min(w.s.o.PartSize(n), w.s.o.MaxSize-w.offset)}
 		w.body = pieces{}
 		w.s.slabs.allow(max(w.s.o.MemoryBudget/slabSize, ceilDiv(w.part.Length, slabSize)))
@@ -266,9 +343,18 @@ func (w *streamWriter) cut() {
 	part, body := w.part, w.body
 	part.Length = body.n
 	w.part.Length, w.body = 0, pieces{}
+	var note []byte
+	if w.s.o.Note != nil {
+		note = w.s.o.Note(part)
+	}
 	w.g.Go(func() error {
 		defer w.s.slabs.put(body.slabs)
-		return w.s.multipart.send(w.ctx, part, body.sum(), func() io.ReadSeeker { return body.reader() })
+		d, err := w.s.multipart.send(w.ctx, part, body.sum(), func() io.ReadSeeker { return body.reader() })
+		if err == nil {
+			d.note = note
+			w.s.finished(part, d)
+		}
+		return err
 	})
 }
 
@@ -278,6 +364,9 @@ func (w *streamWriter) finish() error {
 	defer w.mu.Unlock()
 	switch {
 	case w.bad != nil:
+		return w.bad
+	case w.drop > 0:
+		w.bad = w.s.invalid(fmt.Sprintf("the stream ended %d bytes before the end of what is there", w.drop))
 		return w.bad
 	case w.offset == 0:
 		w.bad = w.s.invalid("the stream has no bytes")

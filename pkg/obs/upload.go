@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/md5"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -46,6 +47,25 @@ type UploadOptions struct {
 	// CleanupTimeout bounds removing zero objects and, after a failure or cancellation, the
 	// unfinished upload. 0 is DefaultCleanupTimeout. It runs on after ctx has ended.
 	CleanupTimeout time.Duration
+
+	// Checkpoint, if not nil, hears all that is needed to go on with the upload after an
+	// interruption: its beginning, and each part once the server has acknowledged it. It is never
+	// called from two goroutines at the same time; a part does not count before it returns.
+	Checkpoint func(Delta)
+	// Note returns what the caller wants to find beside a part in Checkpoint, nil for nothing: say,
+	// which of its blocks hold data. It is called after the part was read and acknowledged, from
+	// several goroutines. nil is none.
+	Note func(Part) []byte
+	// Resume is an upload to go on with, as put together from Checkpoint. Parts of it that the server
+	// has with the same size and ETag are neither read nor sent again; what the server has beyond
+	// that is not sent if its MD5 is that of what was read. When it was completed already, there is
+	// nothing to do; when the server does not know it any more, or the plan is another one, the upload
+	// starts anew and a note says so. Whether the source is the same is for the caller to know.
+	Resume *State
+	// Resumable keeps the unfinished upload after a failure that may pass (KindTransient,
+	// KindCanceled, KindAuth, KindClock and KindQuota) instead of removing it; Error.Kept is its id.
+	// Zero objects are removed all the same.
+	Resumable bool
 }
 
 // UploadEvent is the state of an upload; all numbers only grow.
@@ -54,6 +74,7 @@ type UploadEvent struct {
 	Total   int64 // bytes of the object
 	Sent    int64 // of Done, bytes that were sent
 	Copied  int64 // of Done, bytes that the server copied
+	Resumed int64 // of Done, bytes that the server had from an earlier run
 	Wire    int64 // bytes of bodies on the wire so far: unfinished and repeated parts too
 	Parts   int   // finished parts
 	Retries int
@@ -70,6 +91,13 @@ type UploadResult struct {
 	PartsCopied int    `json:"parts_copied"`
 	BytesSent   int64  `json:"bytes_sent"`   // bodies on the wire: parts, repeated parts, zero seed
 	BytesCopied int64  `json:"bytes_copied"` // bytes of the object that the server copied
+	// What the server had from an earlier run.
+	PartsResumed int   `json:"parts_resumed,omitempty"`
+	BytesResumed int64 `json:"bytes_resumed,omitempty"`
+	// AlreadyComplete means that an earlier run had completed the object.
+	AlreadyComplete bool `json:"already_complete,omitempty"`
+	// StartedAnew says why the upload to be resumed was of no use, "" if it was or there was none.
+	StartedAnew string `json:"started_anew,omitempty"`
 	Requests    int    `json:"requests"`
 	Retries     int    `json:"retries"`
 	// ZeroCopyRefused says why zero parts were sent although copying was wanted, "" if they
@@ -83,9 +111,9 @@ type UploadResult struct {
 // is completed only after the server's list of parts agrees with what was sent; its size is checked
 // at the end. Memory is the plan's Workers × Buffer.
 //
-// On failure or when ctx ends, the unfinished upload and the zero objects are removed before Upload
-// returns, and nothing appears under Key (an object that was there before stays). Errors are
-// *Error.
+// On failure or when ctx ends, the unfinished upload (but see Resumable) and the zero objects are
+// removed before Upload returns, and nothing appears under Key (an object that was there before
+// stays). Errors are *Error.
 func (c *Client) Upload(ctx context.Context, o UploadOptions) (*UploadResult, error) {
 	u, err := c.newUpload(o)
 	if err != nil {
@@ -105,6 +133,7 @@ func (c *Client) Upload(ctx context.Context, o UploadOptions) (*UploadResult, er
 type upload struct {
 	*multipart
 	source Source
+	note   func(Part) []byte
 	plan   *Plan
 	mode   ZeroCopyMode
 	zero   *zeroObject
@@ -115,7 +144,8 @@ type upload struct {
 
 func (c *Client) newUpload(o UploadOptions) (*upload, error) {
 	m, err := c.newMultipart(order{bucket: o.Bucket, key: o.Key, contentType: o.ContentType, user: o.Metadata,
-		runID: o.RunID, beforeComplete: o.BeforeComplete, progress: o.Progress, cleanupTimeout: o.CleanupTimeout})
+		runID: o.RunID, beforeComplete: o.BeforeComplete, progress: o.Progress, cleanupTimeout: o.CleanupTimeout,
+		resume: o.Resume, resumable: o.Resumable, checkpoint: o.Checkpoint})
 	if err != nil {
 		return nil, err
 	}
@@ -131,15 +161,49 @@ func (c *Client) newUpload(o UploadOptions) (*upload, error) {
 	if err := o.ZeroCopy.Validate(); err != nil {
 		return nil, err
 	}
-	u := &upload{multipart: m, source: o.Source, plan: o.Plan, mode: o.ZeroCopy}
+	u := &upload{multipart: m, source: o.Source, note: o.Note, plan: o.Plan, mode: o.ZeroCopy}
 	setDefault(&u.mode, o.Plan.ZeroCopy)
+	if u.mode == ZeroCopyOff && u.plan.CopyZeros {
+		u.plan = u.plan.withoutCopying()
+	}
+	m.fits = u.fitsPlan
 	u.zero = &zeroObject{u: u}
 	return u, nil
 }
 
+// fitsPlan tells whether a remembered upload is cut as this one, and cuts this one as that one if it
+// had to send its zeros.
+func (u *upload) fitsPlan(s *State) bool {
+	p := u.plan
+	sent := s.CopyRefused && u.mode == ZeroCopyAuto
+	if sent && p.CopyZeros {
+		p = p.withoutCopying()
+	}
+	if s.Size != p.Size || s.BlockSize != p.BlockSize || s.Boundaries != fingerprint(p.Parts) {
+		return false
+	}
+	u.plan = p
+	if sent {
+		u.zero.refused = errRefusedBefore
+	}
+	return true
+}
+
+var errRefusedBefore = errors.New("the server would not copy when the upload began")
+
 // parts brings the plan's parts to the server.
 func (u *upload) parts(ctx context.Context) error {
-	u.useplan(u.plan)
+	u.event.Total = u.plan.Size
+	u.done = make([]partDone, len(u.plan.Parts))
+	var kept []PartState
+	if u.there != nil {
+		kept = slices.DeleteFunc(u.accepted(), func(p PartState) bool {
+			i := p.Number - 1
+			return i < 0 || i >= len(u.plan.Parts) || p.Offset != u.plan.Parts[i].Offset || p.Size != u.plan.Parts[i].Length
+		})
+	}
+	u.begin(kept)
+	u.keep(kept)
 	if u.plan.CopyZeros {
 		if err := u.probe(ctx); err != nil {
 			return err
@@ -149,19 +213,20 @@ func (u *upload) parts(ctx context.Context) error {
 	return u.sendParts(ctx)
 }
 
-func (u *upload) useplan(p *Plan) {
-	if u.mode == ZeroCopyOff && p.CopyZeros {
-		p = p.withoutCopying()
-	}
-	u.plan = p
-	u.done = make([]partDone, len(p.Parts))
-	u.event.Total = p.Size
+// begin tells the caller's journal how the object is cut.
+func (u *upload) begin(kept []PartState) {
+	u.begun(State{Size: u.plan.Size, BlockSize: u.plan.BlockSize, ZeroCopy: u.mode, Boundaries: fingerprint(u.plan.Parts),
+		CopyRefused: u.zero.refused != nil, Parts: kept})
 }
 
 // probe makes the zero object and copies the first zero part, before any byte of data moves: if the
-// server refuses, zero parts can still be cut to sizes fit for sending.
+// server refuses, zero parts can still be cut to sizes fit for sending. When parts are there from an
+// earlier run, the cut is decided, and what is left is copied or sent as it is.
 func (u *upload) probe(ctx context.Context) error {
-	i := slices.IndexFunc(u.plan.Parts, func(p Part) bool { return p.Zero })
+	i := slices.IndexFunc(u.plan.Parts, func(p Part) bool { return p.Zero && u.done[p.Number-1].etag == "" })
+	if i < 0 {
+		return nil
+	}
 	err := u.copyPart(ctx, u.plan.Parts[i])
 	if err == nil {
 		return nil
@@ -170,7 +235,12 @@ func (u *upload) probe(ctx context.Context) error {
 		return err
 	}
 	u.refuse(err)
-	u.useplan(u.plan.withoutCopying())
+	if len(u.there) > 0 {
+		return nil
+	}
+	u.plan = u.plan.withoutCopying()
+	u.done = make([]partDone, len(u.plan.Parts))
+	u.begin(nil)
 	return nil
 }
 
@@ -242,7 +312,22 @@ func (u *upload) zeroPart(ctx context.Context, part Part) error {
 			return err
 		}
 	}
-	return u.send(ctx, part, u.sums.of(part.Length), func() io.ReadSeeker { return newZeros(part.Length) })
+	return u.sendPart(ctx, part, u.sums.of(part.Length), func() io.ReadSeeker { return newZeros(part.Length) })
+}
+
+func (u *upload) sendPart(ctx context.Context, part Part, s sum, body func() io.ReadSeeker) error {
+	d, err := u.send(ctx, part, s, body)
+	if err == nil {
+		u.acknowledged(part, d)
+	}
+	return err
+}
+
+func (u *upload) acknowledged(part Part, d partDone) {
+	if u.note != nil {
+		d.note = u.note(part)
+	}
+	u.finished(part, d)
 }
 
 // dataPart reads a part and sends it, or copies it when it turns out to be zeros.
@@ -262,7 +347,7 @@ func (u *upload) dataPart(ctx context.Context, part Part, p []byte) error {
 			return err
 		}
 	}
-	return u.send(ctx, part, sum(md5.Sum(p)), func() io.ReadSeeker { return bytes.NewReader(p) })
+	return u.sendPart(ctx, part, sum(md5.Sum(p)), func() io.ReadSeeker { return bytes.NewReader(p) })
 }
 
 // tryCopy copies a zero part. false without an error means that it must be sent.
@@ -279,6 +364,11 @@ func (u *upload) tryCopy(ctx context.Context, part Part) (bool, error) {
 }
 
 func (u *upload) copyPart(ctx context.Context, part Part) error {
+	if d, ok := u.isThere(part, func() sum { return u.sums.of(part.Length) }); ok {
+		d.copied = true
+		u.acknowledged(part, d)
+		return nil
+	}
 	key, etag, err := u.zero.ready(ctx, max(part.Length, u.plan.ZeroObjectSize, u.plan.Buffer))
 	if err != nil {
 		return err
@@ -289,11 +379,12 @@ func (u *upload) copyPart(ctx context.Context, part Part) error {
 	if err != nil {
 		return err
 	}
-	u.finished(part, partDone{etag: got, copied: true})
+	u.acknowledged(part, partDone{etag: got, copied: true})
 	return nil
 }
 
-// copyRange makes the server copy the first n bytes of an object to a part, and returns its ETag.
+// copyRange makes the server copy the first n bytes of an object of zeros to a part, and returns its
+// ETag, which is known beforehand.
 func (u *upload) copyRange(ctx context.Context, t target, id, from, fromETag string, n int64) (string, error) {
 	t.idleFactor = serverWork
 	t.before = u.slot
@@ -312,7 +403,7 @@ func (u *upload) copyRange(ctx context.Context, t target, id, from, fromETag str
 				// The server answers 200 before it copies; what failed later is in the body.
 				return &Error{Kind: KindTransient, Code: "CopyWithoutETag", Message: "the server began to copy and failed"}
 			}
-			return nil
+			return u.checkETag(ctx, etag, u.sums.of(n))
 		})
 	}
 	condition := fromETag != "" && !u.noCondition.Load()

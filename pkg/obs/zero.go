@@ -5,6 +5,7 @@ package obs
 import (
 	"context"
 	"crypto/md5"
+	"encoding"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,9 @@ const seedSize = MinPartSize
 // saves requests.
 const maxFlatCopies = 24
 
+// maxZeroLevels is how many objects zeroLevels returns at most.
+const maxZeroLevels = 3
+
 // zeroLevels returns the sizes of the objects that lead from a sent seed to a zero object of size
 // bytes, each composed of copies of the one before. A level in between makes the number of copies
 // two square roots: 1 GiB takes 15 + 14 copies instead of 205.
@@ -37,6 +41,9 @@ func zeroLevels(size int64) []int64 {
 	mid := int64(math.Ceil(math.Sqrt(float64(n)))) * seedSize
 	return []int64{seedSize, mid, size}
 }
+
+// zeroKeys is what the keys of a run's zero objects begin with; the level follows.
+func (m *multipart) zeroKeys(runID string) string { return m.key + ".imsprep-zero-" + runID + "-" }
 
 // zeroObject is the source of copied zero parts: made on first need, at most once an upload.
 type zeroObject struct {
@@ -95,7 +102,7 @@ func (z *zeroObject) make(ctx context.Context, size int64) error {
 	levels := zeroLevels(size)
 	var from, etag string
 	for i, n := range levels {
-		key := u.key + ".imsprep-zero-" + u.runID + "-" + strconv.Itoa(i)
+		key := u.zeroKeys(u.runID) + strconv.Itoa(i)
 		if len(key) > maxKeyLength {
 			return &Error{Op: "make zero object", Bucket: u.bucket, Key: u.key, Kind: KindInvalid,
 				Message: "the key is too long for the zero object beside it"}
@@ -188,10 +195,15 @@ func (z *zeros) Seek(off int64, whence int) (int64, error) {
 	return off, nil
 }
 
-// zeroSums remembers the MD5 of n zeros: there are few different n in an upload.
+// zeroSumGrid is how far apart the states are that zeroSums remembers, in bytes.
+const zeroSumGrid = 4 << 20
+
+// zeroSums knows the MD5 of n zeros. It remembers the hash's state at every step of a grid, so that
+// the many lengths of a plan cost one pass over the longest.
 type zeroSums struct {
-	mu   sync.Mutex
-	sums map[int64]sum
+	mu     sync.Mutex
+	sums   map[int64]sum
+	states [][]byte // after (i+1) × zeroSumGrid zeros
 }
 
 func (s *zeroSums) of(n int64) sum {
@@ -201,7 +213,17 @@ func (s *zeroSums) of(n int64) sum {
 		return v
 	}
 	h := md5.New()
-	_, _ = io.Copy(h, newZeros(n)) // neither side can fail
+	at := min(n/zeroSumGrid, int64(len(s.states)))
+	if at > 0 {
+		// It cannot fail on what MarshalBinary made.
+		_ = h.(encoding.BinaryUnmarshaler).UnmarshalBinary(s.states[at-1])
+	}
+	for ; at < n/zeroSumGrid; at++ {
+		_, _ = io.Copy(h, newZeros(zeroSumGrid)) // neither side can fail
+		state, _ := h.(encoding.BinaryMarshaler).MarshalBinary()
+		s.states = append(s.states, state)
+	}
+	_, _ = io.Copy(h, newZeros(n%zeroSumGrid))
 	v := sum(h.Sum(nil))
 	if s.sums == nil {
 		s.sums = map[int64]sum{}

@@ -56,8 +56,11 @@ const (
 	Stall
 	// StallBody reads half of the body and then does as Stall.
 	StallBody
-	// Corrupt stores something other than what was sent, with the ETag of what it stores.
+	// Corrupt stores something other than what was sent, with the ETag of what it stores. A copied
+	// part is stored as it should be, with an ETag that is wrong.
 	Corrupt
+	// CutBody answers GetObject with half of what was asked for and breaks the connection.
+	CutBody
 	// HideParts answers ListParts without the last Hide parts.
 	HideParts
 	// Observe changes nothing: Match sees every request.

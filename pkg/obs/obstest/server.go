@@ -10,10 +10,12 @@ package obstest
 import (
 	"context"
 	"crypto/md5"
+	"encoding"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/xml"
 	"fmt"
+	"hash"
 	"io"
 	"maps"
 	"net"
@@ -31,9 +33,8 @@ const (
 	minPart  = 5 << 20
 	maxPart  = 5 << 30
 	maxParts = 10_000
-	// trueZeroETags is how long copied zeros may be for their ETag to be their MD5. Hashing a GiB
-	// for every test would take longer than all else; beyond it, ETags are opaque.
-	trueZeroETags = 64 << 20
+	// zeroGrid is how far apart the states are that zeroHash remembers.
+	zeroGrid = 8 << 20
 )
 
 // Account is a key pair the server accepts.
@@ -54,6 +55,11 @@ type Options struct {
 	// BucketHeaders are added to the answer to HEAD of a bucket. Without an entry for
 	// x-amz-bucket-region the server's region is told.
 	BucketHeaders map[string]string
+	// Encrypted makes a store that encrypts: ETags are not MD5s although they look like them, and
+	// answers to writing say so.
+	Encrypted bool
+	// UploadsPage is how many uploads a page of ListMultipartUploads has at most; 0 is 1000.
+	UploadsPage int
 }
 
 // Defaults of Options.
@@ -72,6 +78,8 @@ type Server struct {
 	closed  chan struct{}
 
 	mu         sync.Mutex
+	serving    int       // requests
+	quiet      sync.Cond // serving became 0
 	buckets    map[string]map[string]*Object
 	uploads    map[string]*pending
 	nextID     int
@@ -79,7 +87,7 @@ type Server struct {
 	skew       time.Duration
 	violations []string
 	stats      Stats
-	zeroETags  map[int64]string
+	zeros      zeroHash
 }
 
 // Object is a stored object.
@@ -126,10 +134,11 @@ func New(o Options) *Server {
 		o.Buckets = []string{Bucket}
 	}
 	s := &Server{o: o, buckets: map[string]map[string]*Object{}, uploads: map[string]*pending{},
-		closed: make(chan struct{}), zeroETags: map[int64]string{}, stats: Stats{Requests: map[Op]int{}}}
+		closed: make(chan struct{}), stats: Stats{Requests: map[Op]int{}}}
 	for _, b := range o.Buckets {
 		s.buckets[b] = map[string]*Object{}
 	}
+	s.quiet.L = &s.mu
 	s.http = httptest.NewServer(s)
 	return s
 }
@@ -199,6 +208,22 @@ func (s *Server) Uploads() []string {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// AbortUploads removes the unfinished uploads of a key, as somebody else might.
+func (s *Server) AbortUploads(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.uploads, func(_ string, u *pending) bool { return u.key == key })
+}
+
+// Quiet waits until no request is being served.
+func (s *Server) Quiet() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.serving > 0 {
+		s.quiet.Wait()
+	}
 }
 
 // Violations returns what requests did that OBS does not document.
@@ -279,6 +304,16 @@ func (s *Server) parse(r *http.Request) *Request {
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	s.serving++
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.serving--; s.serving == 0 {
+			s.quiet.Broadcast()
+		}
+	}()
 	q := s.parse(r)
 	s.mu.Lock()
 	s.nextID++
@@ -308,6 +343,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.fail(w, r, status, code, message)
 		return
+	}
+	if s.o.Encrypted && (r.Method == http.MethodPut || r.Method == http.MethodPost) {
+		w.Header().Set("x-amz-server-side-encryption", "aws:kms")
 	}
 	f := s.fault(q)
 	if f != nil {
@@ -341,7 +379,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case Lose:
 			s.serve(httptest.NewRecorder(), q, nil)
 			panic(http.ErrAbortHandler)
-		case Corrupt, HideParts, Observe:
+		case Corrupt, CutBody, HideParts, Observe:
 		}
 	}
 	s.serve(w, q, f)
@@ -367,7 +405,7 @@ func (s *Server) serve(w http.ResponseWriter, q *Request, f *Fault) {
 			}
 		}
 	case OpHeadObject, OpGetObject:
-		s.get(w, q)
+		s.get(w, q, f)
 	case OpPutObject:
 		s.put(w, q, f)
 	case OpDelete:
@@ -386,7 +424,7 @@ func (s *Server) serve(w http.ResponseWriter, q *Request, f *Fault) {
 	}
 }
 
-func (s *Server) get(w http.ResponseWriter, q *Request) {
+func (s *Server) get(w http.ResponseWriter, q *Request, f *Fault) {
 	o := s.Object(q.Bucket, q.Key)
 	if o == nil {
 		s.fail(w, q.HTTP, 404, "NoSuchKey", "the object does not exist")
@@ -402,6 +440,10 @@ func (s *Server) get(w http.ResponseWriter, q *Request) {
 	for k, v := range o.Metadata {
 		h.Set("x-amz-meta-"+k, v)
 	}
+	if m := q.HTTP.Header.Get("If-Match"); m != "" && strings.Trim(m, `"`) != o.ETag {
+		s.fail(w, q.HTTP, 412, "PreconditionFailed", "the object has another ETag")
+		return
+	}
 	off, n, status := int64(0), o.Content.Size(), http.StatusOK
 	if rg := q.HTTP.Header.Get("Range"); rg != "" {
 		from, to, ok := parseRange(rg)
@@ -416,6 +458,10 @@ func (s *Server) get(w http.ResponseWriter, q *Request) {
 	h.Set("Content-Length", strconv.FormatInt(n, 10))
 	w.WriteHeader(status)
 	if q.Op == OpGetObject {
+		if f != nil && f.Do == CutBody {
+			_, _ = io.Copy(w, io.NewSectionReader(o.Content, off, n/2))
+			panic(http.ErrAbortHandler)
+		}
 		_, _ = io.Copy(w, io.NewSectionReader(o.Content, off, n))
 	}
 }
@@ -467,6 +513,9 @@ func (s *Server) receive(w http.ResponseWriter, q *Request, f *Fault) (*Content,
 			content.append(p)
 		}
 	}
+	if s.o.Encrypted {
+		h.Write([]byte("encrypted"))
+	}
 	return content, hex.EncodeToString(h.Sum(nil)), true
 }
 
@@ -508,6 +557,7 @@ func (s *Server) initiate(w http.ResponseWriter, q *Request) {
 	s.nextID++
 	id := fmt.Sprintf("%032d", s.nextID)
 	s.uploads[id] = &pending{bucket: q.Bucket, key: q.Key, object: s.describe(q.HTTP), parts: map[int]part{}}
+	s.uploads[id].object.Modified = time.Now().Add(s.skew)
 	s.mu.Unlock()
 	writeXML(w, struct {
 		XMLName  xml.Name `xml:"InitiateMultipartUploadResult"`
@@ -519,25 +569,40 @@ func (s *Server) initiate(w http.ResponseWriter, q *Request) {
 
 func (s *Server) listUploads(w http.ResponseWriter, q *Request) {
 	type upload struct {
-		Key      string
-		UploadID string `xml:"UploadId"`
+		Key       string
+		UploadID  string `xml:"UploadId"`
+		Initiated string
 	}
-	var list []upload
-	prefix := q.HTTP.URL.Query().Get("prefix")
+	v := q.HTTP.URL.Query()
+	prefix, marker := v.Get("prefix"), v.Get("key-marker")+"\x00"+v.Get("upload-id-marker")
+	limit, err := strconv.Atoi(v.Get("max-uploads"))
+	if err != nil || limit < 1 || limit > 1000 {
+		limit = 1000
+	}
+	if s.o.UploadsPage > 0 {
+		limit = min(limit, s.o.UploadsPage)
+	}
+	out := struct {
+		XMLName            xml.Name `xml:"ListMultipartUploadsResult"`
+		Bucket             string
+		NextKeyMarker      string
+		NextUploadIDMarker string `xml:"NextUploadIdMarker"`
+		IsTruncated        bool
+		Upload             []upload
+	}{Bucket: q.Bucket}
 	s.mu.Lock()
 	for id, u := range s.uploads {
-		if u.bucket == q.Bucket && strings.HasPrefix(u.key, prefix) {
-			list = append(list, upload{u.key, id})
+		if u.bucket == q.Bucket && strings.HasPrefix(u.key, prefix) && u.key+"\x00"+id > marker {
+			out.Upload = append(out.Upload, upload{u.key, id, u.object.Modified.UTC().Format(time.RFC3339)})
 		}
 	}
 	s.mu.Unlock()
-	slices.SortFunc(list, func(a, b upload) int { return strings.Compare(a.Key+a.UploadID, b.Key+b.UploadID) })
-	writeXML(w, struct {
-		XMLName     xml.Name `xml:"ListMultipartUploadsResult"`
-		Bucket      string
-		IsTruncated bool
-		Upload      []upload
-	}{Bucket: q.Bucket, Upload: list})
+	slices.SortFunc(out.Upload, func(a, b upload) int { return strings.Compare(a.Key+"\x00"+a.UploadID, b.Key+"\x00"+b.UploadID) })
+	if len(out.Upload) > limit {
+		out.Upload, out.IsTruncated = out.Upload[:limit], true
+		out.NextKeyMarker, out.NextUploadIDMarker = out.Upload[limit-1].Key, out.Upload[limit-1].UploadID
+	}
+	writeXML(w, out)
 }
 
 func (s *Server) multipart(w http.ResponseWriter, q *Request, f *Fault) {
@@ -566,7 +631,7 @@ func (s *Server) multipart(w http.ResponseWriter, q *Request, f *Fault) {
 			return
 		}
 		if q.Op == OpCopyPart {
-			s.copyPart(w, q, id, u)
+			s.copyPart(w, q, f, id)
 			return
 		}
 		if r.ContentLength > maxPart {
@@ -597,7 +662,7 @@ func (s *Server) store(id string, number int, p part) bool {
 	return true
 }
 
-func (s *Server) copyPart(w http.ResponseWriter, q *Request, id string, u *pending) {
+func (s *Server) copyPart(w http.ResponseWriter, q *Request, f *Fault, id string) {
 	r := q.HTTP
 	src, err := url.PathUnescape(strings.TrimPrefix(r.Header.Get("X-Amz-Copy-Source"), "/"))
 	if err != nil {
@@ -629,6 +694,9 @@ func (s *Server) copyPart(w http.ResponseWriter, q *Request, id string, u *pendi
 	}
 	content := o.Content.Slice(off, n)
 	etag := s.etagOf(content)
+	if f != nil && f.Do == Corrupt {
+		etag = strings.Repeat("0", len(etag))
+	}
 	if !s.store(id, q.Part, part{content: content, etag: etag, copied: true}) {
 		s.fail(w, r, 404, "NoSuchUpload", "the upload does not exist")
 		return
@@ -644,28 +712,47 @@ func (s *Server) copyPart(w http.ResponseWriter, q *Request, id string, u *pendi
 }
 
 func (s *Server) etagOf(c *Content) string {
-	zero := c.Zero()
-	if zero {
-		s.mu.Lock()
-		etag, ok := s.zeroETags[c.Size()]
-		s.mu.Unlock()
-		if ok {
-			return etag
-		}
-	}
-	h := md5.New()
-	if zero && c.Size() > trueZeroETags {
-		fmt.Fprintf(h, "%d zeros", c.Size())
+	var h hash.Hash
+	if c.Zero() {
+		h = s.zeros.of(c.Size())
 	} else {
+		h = md5.New()
 		_, _ = io.Copy(h, c.Reader())
 	}
-	etag := hex.EncodeToString(h.Sum(nil))
-	if zero {
-		s.mu.Lock()
-		s.zeroETags[c.Size()] = etag
-		s.mu.Unlock()
+	if s.o.Encrypted {
+		h.Write([]byte("encrypted"))
 	}
-	return etag
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// zeroHash hashes zeros without doing it all over again for every length.
+type zeroHash struct {
+	mu     sync.Mutex
+	states [][]byte // MD5s after 0, 1, 2 ... times zeroGrid zeros
+}
+
+// of is the MD5 after n zeros.
+func (z *zeroHash) of(n int64) hash.Hash {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	h := md5.New()
+	grid := make([]byte, zeroGrid)
+	have := int(min(n/zeroGrid, int64(len(z.states))-1))
+	if have >= 0 {
+		_ = h.(encoding.BinaryUnmarshaler).UnmarshalBinary(z.states[have])
+	}
+	for have := max(have, 0); ; have++ {
+		if have == len(z.states) {
+			state, _ := h.(encoding.BinaryMarshaler).MarshalBinary()
+			z.states = append(z.states, state)
+		}
+		if int64(have) == n/zeroGrid {
+			break
+		}
+		h.Write(grid)
+	}
+	h.Write(grid[:n%zeroGrid])
+	return h
 }
 
 func (s *Server) listParts(w http.ResponseWriter, q *Request, u *pending, f *Fault) {
