@@ -615,52 +615,6 @@ func (c *Client) abort(ctx context.Context, t target, id string) error {
 	}
 }
 
-// GetRange opens n bytes of an object from off on. The caller closes the reader. Only opening it is
-// retried; a read that fails midway returns a plain error.
-func (c *Client) GetRange(ctx context.Context, bucket, key string, off, n int64) (io.ReadCloser, error) {
-	t := target{op: "read object", bucket: bucket, key: key}
-	if off < 0 || n <= 0 {
-		return nil, &Error{Op: t.op, Bucket: bucket, Key: key, Kind: KindInvalid,
-			Message: fmt.Sprintf("range of %d bytes at %d", n, off)}
-	}
-	// The reader outlives the attempt that opened it, so it must not hang on the attempt's context.
-	rctx, cancel := context.WithCancel(ctx)
-	var body io.ReadCloser
-	err := c.call(ctx, t, func(actx context.Context) error {
-		var o minio.GetObjectOptions
-		if err := o.SetRange(off, off+n-1); err != nil {
-			return err
-		}
-		ex := actx.Value(exchangeKey{})
-		rc, _, h, err := c.core.GetObject(context.WithValue(rctx, exchangeKey{}, ex), bucket, key, o)
-		if err != nil {
-			return err
-		}
-		if got := h.Get("Content-Range"); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", off)) {
-			_ = rc.Close()
-			return fmt.Errorf("the server did not answer with the range asked for, but with %q", got)
-		}
-		body = rc
-		return nil
-	})
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	return &rangeReader{ReadCloser: body, cancel: cancel}, nil
-}
-
-type rangeReader struct {
-	io.ReadCloser
-	cancel context.CancelFunc
-}
-
-func (r *rangeReader) Close() error {
-	// Canceled first: closing would otherwise read the rest of the range.
-	r.cancel()
-	return r.ReadCloser.Close()
-}
-
 func md5Base64(p []byte) string {
 	sum := md5.Sum(p)
 	return base64.StdEncoding.EncodeToString(sum[:])

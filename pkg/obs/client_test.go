@@ -263,25 +263,6 @@ func TestObjects(t *testing.T) {
 	e.checkClean(t)
 }
 
-func TestGetRangeStalls(t *testing.T) {
-	e := newEnv(t, obstest.Options{}, func(o *Options) { o.IdleTimeout, o.MaxAttempts = 100*time.Millisecond, 20 })
-	e.server.PutObject(obstest.Bucket, "big", &obstest.Object{Content: obstest.Zeros(64 << 20), ETag: "x", Modified: time.Now()})
-	rc, err := e.client.GetRange(t.Context(), obstest.Bucket, "big", 0, 64<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Not reading is idle, too: nothing moves.
-	time.Sleep(300 * time.Millisecond)
-	_, err = io.Copy(io.Discard, rc)
-	var idle *IdleError
-	if !errors.As(err, &idle) {
-		t.Fatalf("error %v", err)
-	}
-	if err := rc.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestCredentialsAreAskedPerRequest(t *testing.T) {
 	var calls atomic.Int64
 	fresh := obstest.Account{SecretKey: "new", SecurityToken: "tok2"}

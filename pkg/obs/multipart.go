@@ -297,18 +297,28 @@ func (m *multipart) slot(ctx context.Context) (func(*Error), error) {
 	}, nil
 }
 
-// initiateGrace is how long the answer to a begun upload is waited for after ctx has ended.
-const initiateGrace = time.Second
+// settleGrace is how long the answer to a request that leaves something in the bucket is waited for
+// after ctx has ended.
+const settleGrace = 500 * time.Millisecond
 
-// initiate begins a multipart upload and notes it for cleaning up. When ctx ends while the request is
-// out, the answer is still waited for a moment: an upload whose id nobody knows stays in the bucket.
+// settling is a context for such a request: it outlives ctx by settleGrace. What is given up while the
+// server still works on it appears after it was removed, or under an id that nobody knows.
+func settling(ctx context.Context) (context.Context, context.CancelFunc) {
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(settleGrace, cancel) })
+	return late, func() {
+		stop()
+		cancel()
+	}
+}
+
+// initiate begins a multipart upload and notes it for cleaning up.
 func (m *multipart) initiate(ctx context.Context, key, contentType string, meta map[string]string) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", m.c.explain(m.target("begin upload", key), err, nil)
 	}
-	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	late, cancel := settling(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(initiateGrace, cancel) })()
 	var id string
 	err := m.c.call(late, m.target("begin upload", key), func(ctx context.Context) error {
 		var err error

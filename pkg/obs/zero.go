@@ -111,8 +111,7 @@ func (z *zeroObject) make(ctx context.Context, size int64) error {
 		u.helpers = append(u.helpers, key)
 		var err error
 		if i == 0 {
-			etag, err = u.c.put(ctx, u.target("put zero seed", key), n, u.zeroSum(n).base64(),
-				func() io.ReadSeeker { return newZeros(n) }, u.metadata(), u.moved)
+			etag, err = z.seed(ctx, key, n)
 		} else {
 			etag, err = z.compose(ctx, key, n, from, etag, levels[i-1])
 		}
@@ -123,6 +122,21 @@ func (z *zeroObject) make(ctx context.Context, size int64) error {
 	}
 	z.key, z.etag, z.size = from, etag, size
 	return nil
+}
+
+// seed sends n zeros.
+func (z *zeroObject) seed(ctx context.Context, key string, n int64) (string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", z.u.c.explain(z.u.target("put zero seed", key), err, nil)
+	}
+	late, cancel := settling(ctx)
+	defer cancel()
+	etag, err := z.u.c.put(late, z.u.target("put zero seed", key), n, z.u.zeroSum(n).base64(),
+		func() io.ReadSeeker { return newZeros(n) }, z.u.metadata(), z.u.moved)
+	if err == nil && ctx.Err() != nil {
+		err = z.u.c.explain(z.u.target("put zero seed", key), ctx.Err(), nil)
+	}
+	return etag, err
 }
 
 // compose makes an object of size zeros out of copies of a shorter one.
@@ -149,7 +163,12 @@ func (z *zeroObject) compose(ctx context.Context, key string, size int64, from, 
 	if err := g.Wait(); err != nil {
 		return "", err
 	}
-	etag, err := u.complete(ctx, key, id, parts, size)
+	if err := ctx.Err(); err != nil {
+		return "", u.c.explain(u.target("complete zero object", key), err, nil)
+	}
+	late, cancel := settling(ctx)
+	defer cancel()
+	etag, err := u.complete(late, key, id, parts, size)
 	if err != nil {
 		return "", err
 	}
