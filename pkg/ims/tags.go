@@ -286,12 +286,14 @@ func (c *Client) ImagesByTags(ctx context.Context, f TagFilter) ([]TaggedImage, 
 		return nil, err
 	}
 	var list []TaggedImage
+	seen := map[string]bool{}
+	offset := 0
 	for range maxListPages {
 		page := listPage
 		if f.Limit > 0 {
 			page = min(page, f.Limit-len(list))
 		}
-		q.Limit, q.Offset = strconv.Itoa(page), strconv.Itoa(len(list))
+		q.Limit, q.Offset = strconv.Itoa(page), strconv.Itoa(offset)
 		m, k, a, err := c.queryByTags(ctx, q)
 		if err != nil {
 			return nil, err
@@ -300,6 +302,7 @@ func (c *Client) ImagesByTags(ctx context.Context, f TagFilter) ([]TaggedImage, 
 		if !ok {
 			return nil, malformed(k, a, "the answer holds no list of resources")
 		}
+		fresh := false
 		for _, item := range items {
 			o, _ := item.(map[string]any)
 			i := TaggedImage{ID: text(o["resource_id"]), Name: text(o["resource_name"])}
@@ -311,9 +314,17 @@ func (c *Client) ImagesByTags(ctx context.Context, f TagFilter) ([]TaggedImage, 
 				tag, _ := t.(map[string]any)
 				i.Tags = append(i.Tags, Tag{text(tag["key"]), text(tag["value"])})
 			}
-			list = append(list, i)
+			// An offset that the service ignores would give the same page for ever.
+			if i.ID == "" || seen[i.ID] {
+				continue
+			}
+			seen[i.ID], fresh = true, true
+			if list = append(list, i); f.Limit > 0 && len(list) == f.Limit {
+				return list, nil
+			}
 		}
-		if len(items) < page || f.Limit > 0 && len(list) >= f.Limit {
+		offset += len(items)
+		if len(items) < page || !fresh {
 			break
 		}
 	}
