@@ -33,8 +33,8 @@ partial=$file.tmp
 trap 'rm -rf "$tmp" "$partial"' EXIT
 mib=$((1 << 20)) piece=$((32 << 20))
 head -c $piece /dev/urandom >"$tmp/noise"
-awk 'BEGIN { for (i = 0; i < 1400; i++) printf "a line of text for the sparse disk, number %d\n", i }' |
-	head -c 65536 >"$tmp/text"
+awk 'BEGIN { for (i = 0; i < 1500; i++) printf "a line of text for the sparse disk, number %d\n", i }' >"$tmp/text"
+truncate -s 65536 "$tmp/text"
 cp "$tmp/noise" "$tmp/mixed"
 for ((i = 1; i < piece / 65536; i += 2)); do
 	dd if="$tmp/text" of="$tmp/mixed" bs=65536 seek=$i conv=notrunc status=none
