@@ -47,12 +47,12 @@ setup: ## install the tools that tests use (qemu-utils, e2fsprogs, fdisk), where
 
 .PHONY: test
 test: setup ## run the tests of all modules
-	@for m in $(MODULES); do echo "go test ./... in $$m"; (cd $$m && $(GO) test -vet=off ./...) || exit 1; done
+	@for m in $(MODULES); do echo "go test ./... in $$m"; (cd $$m && $(GO) test -vet=off -timeout 20m ./...) || exit 1; done
 
 .PHONY: race
 race: ## run the tests of all modules with the race detector
 	@scripts/setup.sh race
-	@for m in $(MODULES); do echo "go test -race ./... in $$m"; (cd $$m && CGO_ENABLED=1 $(GO) test -vet=off -race ./...) || exit 1; done
+	@for m in $(MODULES); do echo "go test -race ./... in $$m"; (cd $$m && CGO_ENABLED=1 $(GO) test -vet=off -race -timeout 30m ./...) || exit 1; done
 
 .PHONY: lint
 lint: ## gofmt, go vet and staticcheck on all modules
