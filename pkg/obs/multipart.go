@@ -467,7 +467,12 @@ func (m *multipart) closed(key string) {
 // cleanUp removes the zero objects and, after a failure for good, the unfinished upload and an object
 // of ours that must not be taken for a whole one. It returns what it could not remove.
 func (m *multipart) cleanUp(ctx context.Context, failed bool) []string {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cleanupTimeout)
+	limit := m.cleanupTimeout
+	if ctx.Err() == nil {
+		// Nobody waits for the program to end: a slow line gets its time.
+		limit = max(limit, DefaultCleanupTimeout)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	// The workers are gone: nobody changes these any more.
 	var drop []UploadInfo

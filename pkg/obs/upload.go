@@ -44,8 +44,8 @@ type UploadOptions struct {
 	// Progress hears how the upload goes: never from two goroutines at the same time, at least once
 	// a part, and about once a MiB sent. It must return quickly, as sending waits for it.
 	Progress func(UploadEvent)
-	// CleanupTimeout bounds removing zero objects and, after a failure or cancellation, the
-	// unfinished upload. 0 is DefaultCleanupTimeout. It runs on after ctx has ended.
+	// CleanupTimeout bounds removing zero objects and the unfinished upload after ctx has ended. 0 is
+	// DefaultCleanupTimeout, which is also the least when ctx hasn't.
 	CleanupTimeout time.Duration
 
 	// Checkpoint, if not nil, hears all that is needed to go on with the upload after an
