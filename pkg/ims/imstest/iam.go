@@ -30,31 +30,32 @@ type token struct {
 }
 
 // authenticate tells whether the request proves what the call needs.
-func (s *Server) authenticate(r *http.Request, need access) error {
+func (s *Server) authenticate(r *http.Request, need access) (caller, error) {
 	if need == public {
-		return nil
+		return caller{}, nil
 	}
 	now := s.now().Add(faultsOf(r).skew)
 	if text := r.Header.Get("X-Auth-Token"); text != "" {
 		t, err := s.checkToken(text, now, faultsOf(r).expireToken)
 		if err != nil {
-			return err
+			return caller{}, err
 		}
 		if need == project && (t.project == nil || t.project.ID != s.opt.ProjectID) {
-			return imgError("IMG.0030", "the token's scope is not the project "+s.opt.ProjectID)
+			return caller{}, imgError("IMG.0030", "the token's scope is not the project "+s.opt.ProjectID)
 		}
-		return nil
+		return caller{t.user.Deny}, nil
 	}
 	if r.Header.Get("Authorization") == "" {
-		return badCredentials("neither X-Auth-Token nor Authorization was sent")
+		return caller{}, badCredentials("neither X-Auth-Token nor Authorization was sent")
 	}
-	if _, err := verifySignature(r, now, s.Account); err != nil {
-		return err
+	account, err := verifySignature(r, now, s.Account)
+	if err != nil {
+		return caller{}, err
 	}
 	if id := r.Header.Get("X-Project-Id"); need == project && id != "" && id != s.opt.ProjectID && !s.isPartner(id) {
-		return gatewayError(http.StatusForbidden, "APIGW.0302", "The IAM user is not allowed to access the API: project "+id+" is not the user's.")
+		return caller{}, gatewayError(http.StatusForbidden, "APIGW.0302", "The IAM user is not allowed to access the API: project "+id+" is not the user's.")
 	}
-	return nil
+	return caller{account.Deny}, nil
 }
 
 func (s *Server) checkToken(text string, now time.Time, expire bool) (*token, error) {
@@ -93,6 +94,18 @@ type authRequest struct {
 				ID              string `json:"id"`
 				DurationSeconds *int   `json:"duration_seconds"`
 			} `json:"token"`
+			TOTP struct {
+				User struct {
+					ID       string `json:"id"`
+					Passcode string `json:"passcode"`
+				} `json:"user"`
+			} `json:"totp"`
+			AssumeRole struct {
+				AgencyName      string `json:"agency_name"`
+				DomainName      string `json:"domain_name"`
+				DomainID        string `json:"domain_id"`
+				DurationSeconds *int   `json:"duration_seconds"`
+			} `json:"assume_role"`
 			Policy json.RawMessage `json:"policy"`
 		} `json:"identity"`
 		Scope *struct {
@@ -126,8 +139,11 @@ func (s *Server) createToken(w http.ResponseWriter, r *http.Request) error {
 	id := a.Auth.Identity
 	var user User
 	switch {
-	case slices.Equal(id.Methods, []string{"password"}):
+	case slices.Equal(id.Methods, []string{"password"}), slices.Equal(id.Methods, []string{"password", "totp"}):
 		if user, err = s.checkPassword(a); err != nil {
+			return err
+		}
+		if err := s.checkPasscode(user, id.TOTP.User.ID, id.TOTP.User.Passcode); err != nil {
 			return err
 		}
 	case slices.Equal(id.Methods, []string{"token"}):
@@ -211,6 +227,21 @@ func (s *Server) checkPassword(a *authRequest) (User, error) {
 	return user, nil
 }
 
+// checkPasscode is the second factor of a user who has one.
+func (s *Server) checkPasscode(u User, id, passcode string) error {
+	if u.Passcode == "" {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := u.Domain + "\x00" + u.Name
+	if id != u.ID || subtle.ConstantTimeCompare([]byte(u.Passcode), []byte(passcode)) != 1 || s.passcodes[key] == passcode {
+		return iamError(http.StatusUnauthorized, "The verification code is missing, wrong or was used before.")
+	}
+	s.passcodes[key] = passcode
+	return nil
+}
+
 // listProjects is GET /v3/projects and GET /v3/auth/projects.
 func (s *Server) listProjects(w http.ResponseWriter, r *http.Request) error {
 	name := r.URL.Query().Get("name")
@@ -230,22 +261,36 @@ func (s *Server) listProjects(w http.ResponseWriter, r *http.Request) error {
 	})
 }
 
-// createSecurityToken is POST /v3.0/OS-CREDENTIAL/securitytokens: a temporary
-// access key for the user of a token.
+// createSecurityToken is POST /v3.0/OS-CREDENTIAL/securitytokens: a temporary access key for the user
+// of a token, or through an agency for whoever asks.
 func (s *Server) createSecurityToken(w http.ResponseWriter, r *http.Request) error {
-	if r.Header.Get("X-Auth-Token") == "" {
-		return iamError(http.StatusUnauthorized, "The token is missing.")
-	}
 	a, err := decodeAuth(r)
 	if err != nil {
 		return err
 	}
-	if !slices.Equal(a.Auth.Identity.Methods, []string{"token"}) {
+	id := a.Auth.Identity
+	c, _ := r.Context().Value(callerKey{}).(caller)
+	seconds := id.Token.DurationSeconds
+	switch {
+	case slices.Equal(id.Methods, []string{"token"}):
+		if r.Header.Get("X-Auth-Token") == "" {
+			return iamError(http.StatusUnauthorized, "The token is missing.")
+		}
+	case slices.Equal(id.Methods, []string{"assume_role"}):
+		q := id.AssumeRole
+		i := slices.IndexFunc(s.opt.Agencies, func(g Agency) bool {
+			return g.Name == q.AgencyName && (g.Domain == q.DomainName || q.DomainName == "" && q.DomainID == s.opt.DomainID)
+		})
+		if i < 0 {
+			return iamError(http.StatusForbidden, "The agency does not exist or is not delegated to you.")
+		}
+		c, seconds = caller{s.opt.Agencies[i].Deny}, q.DurationSeconds
+	default:
 		return iamError(http.StatusBadRequest, "The identity methods are not supported.")
 	}
 	life := minCredentialLife
-	if d := a.Auth.Identity.Token.DurationSeconds; d != nil {
-		life = *d
+	if seconds != nil {
+		life = *seconds
 	}
 	if life < minCredentialLife || life > maxCredentialLife {
 		return iamError(http.StatusBadRequest, "duration_seconds must be from 900 to 86400.")
@@ -255,6 +300,7 @@ func (s *Server) createSecurityToken(w http.ResponseWriter, r *http.Request) err
 		SecretKey:     randomKey(40),
 		SecurityToken: "gQ" + randomKey(600),
 		Expires:       s.now().Add(time.Duration(life) * time.Second),
+		Deny:          c.deny,
 	}
 	s.mu.Lock()
 	s.accounts[acc.AccessKey] = acc

@@ -82,6 +82,13 @@ func (s *Server) quickImport(w http.ResponseWriter, r *http.Request) error {
 	if err := decodeBody(r, &q); err != nil {
 		return err
 	}
+	right := rightImportSystem
+	if q.Type == "DataImage" {
+		right = rightImportData
+	}
+	if err := s.allow(r, right); err != nil {
+		return err
+	}
 	spec, err := s.checkQuickImport(&q)
 	if err != nil {
 		return err

@@ -47,6 +47,7 @@ const (
 type Account struct {
 	AccessKey, SecretKey, SecurityToken string
 	Expires                             time.Time // zero: never
+	Deny                                []string  // rights that it lacks, see [Denied]
 }
 
 // String leaves the secrets out.
@@ -58,7 +59,11 @@ func (a Account) GoString() string { return a.String() }
 // User can get a token by password.
 type User struct {
 	ID, Name, Password string
-	Domain             string // the account's name
+	Domain             string   // the account's name
+	Deny               []string // rights that the user lacks, see [Denied]
+	// Passcode is what a virtual MFA device shows: with it, a password alone gets no token. The
+	// simulator takes each one once, and this one only.
+	Passcode string
 }
 
 // String leaves the password out.
@@ -66,6 +71,13 @@ func (u User) String() string { return "user " + u.Domain + "/" + u.Name }
 
 // GoString leaves the password out.
 func (u User) GoString() string { return u.String() }
+
+// Agency lets callers of this account act for another one, whose name is Domain, with temporary
+// keys: to the simulator they are keys of the same project.
+type Agency struct {
+	Name, Domain string
+	Deny         []string // rights that were not delegated, see [Denied]
+}
 
 // Project is a project of the account.
 type Project struct{ ID, Name string }
@@ -85,6 +97,9 @@ type Options struct {
 	OtherRegions []string
 	Accounts     []Account
 	Users        []User
+	Agencies     []Agency
+	// Deny takes rights away from everybody, see [Denied].
+	Deny []string
 
 	Objects Objects       // required: the object storage that imports read
 	Layout  bitmap.Layout // of the .mf files; the layout named bitmap.DefaultLayout
@@ -118,16 +133,17 @@ type Server struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu       sync.Mutex // guards what follows
-	closed   bool
-	faults   Faults
-	images   []*image // in order of creation
-	jobs     map[string]*job
-	tokens   map[string]*token
-	accounts map[string]Account
-	failures map[string]int // consecutive wrong passwords by user
-	projects []Project
-	exports  map[string]bool // objects that exports have made, as BUCKET:KEY
+	mu        sync.Mutex // guards what follows
+	closed    bool
+	faults    Faults
+	images    []*image // in order of creation
+	jobs      map[string]*job
+	tokens    map[string]*token
+	accounts  map[string]Account
+	failures  map[string]int    // consecutive wrong passwords by user
+	passcodes map[string]string // the last one that a user used
+	projects  []Project
+	exports   map[string]bool // objects that exports have made, as BUCKET:KEY
 }
 
 // New returns a server, or panics when Options.Objects is missing or
@@ -165,15 +181,16 @@ func New(o Options) *Server {
 		o.Now = time.Now
 	}
 	s := &Server{
-		opt:      o,
-		mux:      http.NewServeMux(),
-		faults:   o.Faults,
-		jobs:     map[string]*job{},
-		tokens:   map[string]*token{},
-		accounts: map[string]Account{},
-		failures: map[string]int{},
-		exports:  map[string]bool{},
-		tenant:   http.NewServeMux(),
+		opt:       o,
+		mux:       http.NewServeMux(),
+		faults:    o.Faults,
+		jobs:      map[string]*job{},
+		tokens:    map[string]*token{},
+		accounts:  map[string]Account{},
+		failures:  map[string]int{},
+		passcodes: map[string]string{},
+		exports:   map[string]bool{},
+		tenant:    http.NewServeMux(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for _, a := range o.Accounts {
@@ -231,81 +248,85 @@ func (s *Server) routes() {
 	for _, r := range []struct {
 		pattern string
 		access  access
+		rights  []string
 		handler handler
 	}{
-		{"GET /{$}", public, s.listVersions},
-		{"GET /{version}", public, s.showVersion},
+		{"GET /{$}", public, nil, s.listVersions},
+		{"GET /{version}", public, nil, s.showVersion},
 
-		{"POST /v3/auth/tokens", public, s.createToken},
-		{"GET /v3/projects", identity, s.listProjects},
-		{"GET /v3/auth/projects", identity, s.listProjects},
-		{"POST /v3.0/OS-CREDENTIAL/securitytokens", identity, s.createSecurityToken},
+		{"POST /v3/auth/tokens", public, nil, s.createToken},
+		{"GET /v3/projects", identity, []string{rightProjects}, s.listProjects},
+		{"GET /v3/auth/projects", identity, nil, s.listProjects},
+		{"POST /v3.0/OS-CREDENTIAL/securitytokens", identity, nil, s.createSecurityToken},
 
-		{"POST /v2/cloudimages/quickimport/action", project, s.quickImport},
-		{"POST /v2.1/cloudimages/quickimport/action", project, s.quickImport},
-		{"POST /v2/cloudimages/action", project, s.commonImport},
-		{"POST /v2.1/cloudimages/action", project, s.commonImport},
-		{"POST /v1/cloudimages/dataimages/action", project, s.importDataDisk},
-		{"POST /v2.1/cloudimages/dataimages/action", project, s.importDataDisk},
-		{"POST /v1/cloudimages/wholeimages/action", project, s.createWholeImage},
+		{"POST /v2/cloudimages/quickimport/action", project, nil, s.quickImport},
+		{"POST /v2.1/cloudimages/quickimport/action", project, nil, s.quickImport},
+		{"POST /v2/cloudimages/action", project, []string{rightImportSystem}, s.commonImport},
+		{"POST /v2.1/cloudimages/action", project, []string{rightImportSystem}, s.commonImport},
+		{"POST /v1/cloudimages/dataimages/action", project, []string{rightImportData}, s.importDataDisk},
+		{"POST /v2.1/cloudimages/dataimages/action", project, []string{rightImportData}, s.importDataDisk},
+		{"POST /v1/cloudimages/wholeimages/action", project, []string{rightImportSystem}, s.createWholeImage},
 
-		{"POST /v2/images", project, s.createImage},
-		{"PUT /v2/images/{image}/file", project, s.uploadFile},
-		{"PUT /v1/cloudimages/{image}/upload", project, s.registerImage},
+		{"POST /v2/images", project, []string{rightCreate}, s.createImage},
+		{"PUT /v2/images/{image}/file", project, []string{rightGet, rightUpdate, rightUpload}, s.uploadFile},
+		{"PUT /v1/cloudimages/{image}/upload", project, []string{rightUpload}, s.registerImage},
 
-		{"POST /v1/cloudimages/{image}/file", project, s.exportImage},
-		{"POST /v2.1/cloudimages/{image}/file", project, s.exportImage},
-		{"POST /v1/cloudimages/{image}/copy", project, s.copyImage},
-		{"POST /v2.1/cloudimages/{image}/copy", project, s.copyImage},
-		{"POST /v1/cloudimages/{image}/cross_region_copy", project, s.copyToRegion},
+		{"POST /v1/cloudimages/{image}/file", project, []string{rightExport}, s.exportImage},
+		{"POST /v2.1/cloudimages/{image}/file", project, []string{rightExport}, s.exportImage},
+		{"POST /v1/cloudimages/{image}/copy", project, []string{rightCopy}, s.copyImage},
+		{"POST /v2.1/cloudimages/{image}/copy", project, []string{rightCopy}, s.copyImage},
+		{"POST /v1/cloudimages/{image}/cross_region_copy", project, []string{rightCopy}, s.copyToRegion},
 
-		{"POST /v1/cloudimages/members", project, s.addMembers},
-		{"PUT /v1/cloudimages/members", project, s.answerMembers},
-		{"DELETE /v1/cloudimages/members", project, s.deleteMembers},
-		{"GET /v1/{project}/cloudimages/{image}/members", project, s.listMembers},
-		{"GET /v1/{project}/cloudimages/{image}/members/{member}", project, s.showMember},
-		{"GET /v2/images/{image}/members", project, s.listMembers},
-		{"POST /v2/images/{image}/members", project, s.addMember},
-		{"GET /v2/images/{image}/members/{member}", project, s.showMember},
-		{"PUT /v2/images/{image}/members/{member}", project, s.updateMember},
-		{"DELETE /v2/images/{image}/members/{member}", project, s.deleteMember},
+		{"POST /v1/cloudimages/members", project, []string{rightUnnamed}, s.addMembers},
+		{"PUT /v1/cloudimages/members", project, []string{rightUnnamed}, s.answerMembers},
+		{"DELETE /v1/cloudimages/members", project, []string{rightUnnamed}, s.deleteMembers},
+		{"GET /v1/{project}/cloudimages/{image}/members", project, []string{rightUnnamed}, s.listMembers},
+		{"GET /v1/{project}/cloudimages/{image}/members/{member}", project, []string{rightUnnamed}, s.showMember},
+		{"GET /v2/images/{image}/members", project, []string{rightUnnamed}, s.listMembers},
+		{"POST /v2/images/{image}/members", project, []string{rightUnnamed}, s.addMember},
+		{"GET /v2/images/{image}/members/{member}", project, []string{rightUnnamed}, s.showMember},
+		{"PUT /v2/images/{image}/members/{member}", project, []string{rightUnnamed}, s.updateMember},
+		{"DELETE /v2/images/{image}/members/{member}", project, []string{rightUnnamed}, s.deleteMember},
 
-		{"PUT /v1/cloudimages/tags", project, s.setTag},
-		{"GET /v1/cloudimages/tags", project, s.listTags},
-		{"DELETE /v1/{project}/cloudimages/{image}/tags/delete", project, s.deleteTagsV1},
-		{"PUT /v2/images/{image}/tags/{tag}", project, s.addNativeTag},
-		{"DELETE /v2/images/{image}/tags/{tag}", project, s.deleteNativeTag},
+		{"PUT /v1/cloudimages/tags", project, []string{rightUpdate}, s.setTag},
+		{"GET /v1/cloudimages/tags", project, []string{rightList}, s.listTags},
+		{"DELETE /v1/{project}/cloudimages/{image}/tags/delete", project, []string{rightUpdate}, s.deleteTagsV1},
+		{"PUT /v2/images/{image}/tags/{tag}", project, []string{rightUpdate}, s.addNativeTag},
+		{"DELETE /v2/images/{image}/tags/{tag}", project, []string{rightUpdate}, s.deleteNativeTag},
 
-		{"GET /v2/images", project, s.listNativeImages},
-		{"GET /v1.1/images/detail", project, s.listDetails},
-		{"GET /v2/schemas/{schema}", project, s.showSchema},
+		{"GET /v2/images", project, []string{rightList}, s.listNativeImages},
+		{"GET /v1.1/images/detail", project, []string{rightList}, s.listDetails},
+		{"GET /v2/schemas/{schema}", project, []string{rightGet}, s.showSchema},
 
-		{"GET /v1/cloudimages/job/{job}", project, s.jobProgress},
-		{"GET /v1/{project}/jobs/{job}", project, s.jobStatus},
+		{"GET /v1/cloudimages/job/{job}", project, []string{rightUnnamed}, s.jobProgress},
+		{"GET /v1/{project}/jobs/{job}", project, []string{rightUnnamed}, s.jobStatus},
 
-		{"GET /v2/cloudimages", project, s.listImages},
-		{"PATCH /v2/cloudimages/{image}", project, s.updateImage},
-		{"GET /v2/images/{image}", project, s.showImage},
-		{"PATCH /v2/images/{image}", project, s.updateImage},
-		{"DELETE /v2/images/{image}", project, s.deleteImage},
-		{"GET /v1/cloudimages/quota", project, s.showQuota},
-		{"GET /v1/cloudimages/os_version", project, s.listOSVersions},
+		{"GET /v2/cloudimages", project, []string{rightList}, s.listImages},
+		{"PATCH /v2/cloudimages/{image}", project, []string{rightUpdate}, s.updateImage},
+		{"GET /v2/images/{image}", project, []string{rightGet}, s.showImage},
+		{"PATCH /v2/images/{image}", project, []string{rightUpdate}, s.updateImage},
+		{"DELETE /v2/images/{image}", project, []string{rightDelete}, s.deleteImage},
+		{"GET /v1/cloudimages/quota", project, []string{rightUnnamed}, s.showQuota},
+		{"GET /v1/cloudimages/os_version", project, []string{rightList}, s.listOSVersions},
 	} {
-		s.mux.Handle(r.pattern, s.serve(r.access, r.handler))
+		s.mux.Handle(r.pattern, s.serve(r.access, r.rights, r.handler))
 	}
-	for pattern, h := range map[string]handler{
-		"GET /v2/{project}/images/tags":                       s.listProjectTags,
-		"POST /v2/{project}/images/resource_instances/action": s.findByTags,
-		"GET /v2/{project}/images/{image}/tags":               s.listImageTags,
-		"POST /v2/{project}/images/{image}/tags":              s.addTag,
-		"POST /v2/{project}/images/{image}/tags/action":       s.changeTags,
-		"DELETE /v2/{project}/images/{image}/tags/{key}":      s.deleteTag,
+	for _, t := range []struct {
+		pattern, right string
+		handler        handler
+	}{
+		{"GET /v2/{project}/images/tags", rightList, s.listProjectTags},
+		{"POST /v2/{project}/images/resource_instances/action", rightList, s.findByTags},
+		{"GET /v2/{project}/images/{image}/tags", rightList, s.listImageTags},
+		{"POST /v2/{project}/images/{image}/tags", rightUpdate, s.addTag},
+		{"POST /v2/{project}/images/{image}/tags/action", rightUpdate, s.changeTags},
+		{"DELETE /v2/{project}/images/{image}/tags/{key}", rightUpdate, s.deleteTag},
 	} {
-		s.tenant.Handle(pattern, s.serve(project, func(w http.ResponseWriter, r *http.Request) error {
+		s.tenant.Handle(t.pattern, s.serve(project, []string{t.right}, func(w http.ResponseWriter, r *http.Request) error {
 			if r.PathValue("project") != s.callerOf(r) {
 				return imgError("IMG.0067", "")
 			}
-			return h(w, r)
+			return t.handler(w, r)
 		}))
 	}
 }
@@ -353,10 +374,14 @@ func (s *Server) isClosed() bool {
 	return s.closed
 }
 
-// serve wraps a call with authentication and the writing of its error.
-func (s *Server) serve(a access, h handler) http.Handler {
+// serve wraps a call with authentication, rights and the writing of its error.
+func (s *Server) serve(a access, rights []string, h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		err := s.authenticate(r, a)
+		c, err := s.authenticate(r, a)
+		if err == nil {
+			r = withCaller(r, c)
+			err = s.allow(r, rights...)
+		}
 		if err == nil {
 			err = h(w, r)
 		}
