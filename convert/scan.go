@@ -5,6 +5,7 @@ package convert
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -68,7 +69,7 @@ func Extents(ctx context.Context, img image.Image) iter.Seq2[image.Extent, error
 
 // Marker learns which ranges hold data. It must be safe for concurrent use.
 type Marker interface {
-	BlockSize() int64       // bytes
+	BlockSize() int64       // bytes, a power of two
 	MarkRange(off, n int64) // marks every block that the n bytes at off touch
 }
 
@@ -79,57 +80,138 @@ type ScanStats struct {
 	ZeroBytes int64 `json:"zero_bytes"` // in blocks that are all zero
 }
 
-// Scanner reads ranges of a disk and finds out which blocks hold data. It is safe for concurrent
-// use; each range should be asked for once, since everything that is read is counted.
+// Scanner reads ranges of a disk and finds out which blocks hold data, and on request what the disk's
+// digest is. It is safe for concurrent use; each range should be asked for once, since everything that
+// is read is counted. It remembers a few bits for every [Grain] it saw, 32 bytes more for every block with
+// data if it computes a digest, and 1 KiB for each block that was read in parts.
 type Scanner struct {
 	img   image.Image
 	mark  Marker
 	block int64
 	size  int64
+	unit  int64 // what is looked at for zeros: Grain, or the marker's block if that is smaller
 
-	read, data, zero atomic.Int64
+	read, data, zero atomic.Int64 // data and zero: what found doesn't count
+	found            *findings
 }
 
-// NewScanner returns a scanner of img that tells m, which may be nil, where data is.
+// NewScanner returns a scanner of img that tells m, which may be nil, where data is. m's block size must
+// be a power of two.
 func NewScanner(img image.Image, m Marker) *Scanner {
 	s := &Scanner{img: img, mark: m, block: DefaultBlock, size: img.Size()}
 	if m != nil {
 		s.block = m.BlockSize()
 	}
+	s.unit = min(s.block, Grain)
+	s.found = newFindings(s.size, s.block)
 	return s
 }
 
-// Stats returns the counters as they are now.
+// Stats returns the counters as they are now. Of a block that was seen in part, all bytes count as data
+// if data was found in it.
 func (s *Scanner) Stats() ScanStats {
-	return ScanStats{BytesRead: s.read.Load(), DataBytes: s.data.Load(), ZeroBytes: s.zero.Load()}
+	s.found.mu.Lock()
+	defer s.found.mu.Unlock()
+	return ScanStats{BytesRead: s.read.Load(), DataBytes: s.data.Load() + s.found.dataBytes,
+		ZeroBytes: s.zero.Load() + s.found.zeroBytes}
+}
+
+// checkRange refuses a range that doesn't begin at a grain, or ends neither at one nor with the disk.
+func (s *Scanner) checkRange(off, n int64) error {
+	if off < 0 || n <= 0 || off > s.size || n > s.size-off || off%Grain != 0 || ((off+n)%Grain != 0 && off+n != s.size) {
+		return fmt.Errorf("range of %d bytes at %d does not fit the disk of %d bytes in grains of %d", n, off, s.size, Grain)
+	}
+	return nil
 }
 
 // ReadRange fills p with the bytes at off and tells whether all of them are zero. The range must
-// begin at a multiple of the block size, and end at one or at the end of the disk. Parts that are
+// begin at a multiple of [Grain], and end at one or at the end of the disk. Parts that are
 // known to be zero are not read.
 func (s *Scanner) ReadRange(ctx context.Context, p []byte, off int64) (allZero bool, err error) {
-	end := off + int64(len(p))
-	if off < 0 || len(p) == 0 || end > s.size || off%s.block != 0 || (end%s.block != 0 && end != s.size) {
-		return false, fmt.Errorf("range of %d bytes at %d does not fit the disk of %d bytes in blocks of %d",
-			len(p), off, s.size, s.block)
+	if err := s.checkRange(off, int64(len(p))); err != nil {
+		return false, err
 	}
 	if err := s.fill(ctx, p, off); err != nil {
 		return false, err
 	}
 	allZero = true
-	for i := int64(0); i < int64(len(p)); i += s.block {
-		b := p[i:min(i+s.block, int64(len(p)))]
-		if IsZero(b) {
-			s.zero.Add(int64(len(b)))
-			continue
-		}
-		allZero = false
-		s.data.Add(int64(len(b)))
-		if s.mark != nil {
-			s.mark.MarkRange(off+i, int64(len(b)))
-		}
+	for end := off + int64(len(p)); off < end; {
+		n := min((off/DigestBlock+1)*DigestBlock, end) - off
+		piece := s.examine(p[:n], off)
+		s.found.add(piece)
+		allZero = allZero && piece.data == 0
+		off, p = off+n, p[n:]
 	}
 	return allZero, nil
+}
+
+// examine looks at what was read of one block of the digest, and tells the marker.
+func (s *Scanner) examine(p []byte, off int64) piece {
+	n := piece{block: off / DigestBlock}
+	first := off / Grain % blockGrains
+	from := int64(-1) // where a run of data begins
+	mark := func(to int64) {
+		if from >= 0 && s.mark != nil {
+			s.mark.MarkRange(off+from, to-from)
+		}
+		from = -1
+	}
+	size := int64(len(p))
+	for i := int64(0); i < size; i += s.unit {
+		g := first + i/Grain
+		n.known |= 1 << g
+		u := p[i:min(i+s.unit, size)]
+		zero := IsZero(u)
+		if s.block < Grain {
+			s.countUnit(int64(len(u)), zero)
+		}
+		if zero {
+			mark(i)
+			continue
+		}
+		n.data |= 1 << g
+		if from < 0 {
+			from = i
+		}
+	}
+	mark(size)
+	if s.found.hash && n.data != 0 {
+		n.leaves = new(leaves)
+		for g := first; n.known>>g&1 == 1; g++ {
+			if n.data>>g&1 == 1 {
+				i := (g - first) * Grain
+				n.leaves[g] = sha256.Sum256(p[i:min(i+Grain, size)])
+			}
+			if g == blockGrains-1 {
+				break
+			}
+		}
+		if n.known == s.found.grains(n.block) {
+			n.sum = s.found.blockSum(n.block, n.data, n.leaves)
+		}
+	}
+	return n
+}
+
+// countUnit counts a block that is smaller than a grain.
+func (s *Scanner) countUnit(n int64, zero bool) {
+	if zero {
+		s.zero.Add(n)
+	} else {
+		s.data.Add(n)
+	}
+}
+
+// extent asks the image for an extent and checks the answer.
+func (s *Scanner) extent(off, n int64) (image.Extent, error) {
+	e, err := s.img.Extent(off, n)
+	if err != nil {
+		return e, fmt.Errorf("map %d bytes at offset %d: %w", n, off, err)
+	}
+	if e.Start != off || e.Length <= 0 || e.Length > n {
+		return e, fmt.Errorf("asked for the extent at %d, got %d bytes at %d", off, e.Length, e.Start)
+	}
+	return e, nil
 }
 
 // fill reads p at off, clearing what is known to be zero and joining what must be read.
@@ -156,12 +238,9 @@ func (s *Scanner) fill(ctx context.Context, p []byte, off int64) error {
 			return err
 		}
 		start, rest := off+int64(done), int64(len(p)-done)
-		e, err := s.img.Extent(start, rest)
+		e, err := s.extent(start, rest)
 		if err != nil {
-			return fmt.Errorf("map %d bytes at offset %d: %w", rest, start, err)
-		}
-		if e.Start != start || e.Length <= 0 || e.Length > rest {
-			return fmt.Errorf("asked for the extent at %d, got %d bytes at %d", start, e.Length, e.Start)
+			return err
 		}
 		if e.Zero {
 			if err := flush(done); err != nil {
@@ -193,7 +272,7 @@ func IsZero(p []byte) bool {
 // ScanOptions are the choices of [Scan]; the zero value is good.
 type ScanOptions struct {
 	Workers   int           // chunks read at the same time, 0 = by the number of processors
-	ChunkSize int           // bytes, rounded up to whole blocks, 0 = 4 MiB
+	ChunkSize int           // bytes, rounded up to whole blocks and grains, 0 = 4 MiB
 	Progress  func(n int64) // called with every number of bytes done, from several goroutines
 }
 
@@ -207,7 +286,8 @@ func (o ScanOptions) withDefaults(block int64) (ScanOptions, error) {
 	if o.ChunkSize == 0 {
 		o.ChunkSize = defaultChunk
 	}
-	o.ChunkSize = int((int64(o.ChunkSize) + block - 1) / block * block)
+	step := max(block, Grain) // powers of two
+	o.ChunkSize = int((int64(o.ChunkSize) + step - 1) / step * step)
 	if o.Progress == nil {
 		o.Progress = func(int64) {}
 	}

@@ -176,7 +176,7 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 	p := &Plan{Request: r, Disk: disk, Format: format, Reason: why, Layout: layout, RunID: runID}
 	if format == FormatRAW {
 		p.Parts, err = obs.NewPlan(disk.Size(), obsExtents(ctx, disk), obs.PlanOptions{
-			BlockSize: layout.BlockSize,
+			BlockSize: max(layout.BlockSize, convert.Grain), // a scanner reads no smaller units
 			PartSize:  r.PartSize,
 			Workers:   r.Workers,
 			ZeroCopy:  r.ZeroCopy,
