@@ -327,9 +327,10 @@ func (c *Client) backoff(ctx context.Context, n int, e *Error) error {
 
 // BucketInfo is what the store tells about a bucket; fields it keeps to itself are empty.
 type BucketInfo struct {
-	Region             string // region id
-	StorageClass       string // default class of new objects, as told: STANDARD, STANDARD_IA, WARM, ...
-	ParallelFileSystem bool   // not an object bucket: unfit for images
+	Region             string    // region id
+	StorageClass       string    // default class of new objects, as told: STANDARD, STANDARD_IA, WARM, ...
+	ParallelFileSystem bool      // not an object bucket: unfit for images
+	Date               time.Time // the store's clock when it answered; zero when it doesn't tell
 }
 
 // CheckBucket asks for a bucket's existence, our access to it, its region and its class.
@@ -352,6 +353,7 @@ func (c *Client) CheckBucket(ctx context.Context, bucket string) (BucketInfo, er
 			StorageClass:       firstHeader(h, "x-default-storage-class", "x-obs-storage-class", "x-amz-storage-class"),
 			ParallelFileSystem: strings.EqualFold(h.Get("x-obs-fs-file-interface"), "enabled"),
 		}
+		info.Date, _ = http.ParseTime(h.Get("Date")) // zero when it can't be read
 		return nil
 	})
 	if e := (*Error)(nil); errors.As(err, &e) && e.Code == "" && (e.Status == http.StatusForbidden || e.Status == http.StatusBadRequest) {
@@ -414,6 +416,20 @@ func (c *Client) stat(ctx context.Context, t target) (ObjectInfo, error) {
 
 // head sends a signed HEAD of a bucket (empty key) or an object.
 func (c *Client) head(ctx context.Context, bucket, key string) (http.Header, error) {
+	resp, err := c.signed(ctx, http.MethodHead, bucket, key, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		// explain takes the rest from the exchange: answers to HEAD have no body.
+		return nil, &statusError{resp.StatusCode}
+	}
+	return resp.Header, nil
+}
+
+// signed sends a signed request without a body, about a bucket (empty key) or an object.
+func (c *Client) signed(ctx context.Context, method, bucket, key string, query url.Values) (*http.Response, error) {
 	u := *c.endpoint
 	// Signatures cover the Host header, from which default ports are missing.
 	if port := u.Port(); (u.Scheme == "http" && port == "80") || (u.Scheme == "https" && port == "443") {
@@ -425,7 +441,9 @@ func (c *Client) head(ctx context.Context, bucket, key string) (http.Header, err
 		u.Host = bucket + "." + u.Host
 		u.Path = "/" + key
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodHead, u.String(), nil)
+	// A plus for a blank is right in forms only.
+	u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20")
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -438,16 +456,7 @@ func (c *Client) head(ctx context.Context, bucket, key string) (http.Header, err
 	}
 	req.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
 	req = signer.SignV4(*req, cr.AccessKey, cr.SecretKey, cr.SecurityToken, c.o.Region)
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		// explain takes the rest from the exchange: answers to HEAD have no body.
-		return nil, &statusError{resp.StatusCode}
-	}
-	return resp.Header, nil
+	return c.http.Do(req)
 }
 
 // statusError is an answer without a body.

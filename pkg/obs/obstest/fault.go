@@ -14,6 +14,7 @@ type Op string
 // The calls the server knows.
 const (
 	OpHeadBucket  Op = "HeadBucket"
+	OpListObjects Op = "ListObjects"
 	OpHeadObject  Op = "HeadObject"
 	OpGetObject   Op = "GetObject"
 	OpPutObject   Op = "PutObject"

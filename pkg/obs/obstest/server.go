@@ -58,7 +58,8 @@ type Options struct {
 	// Encrypted makes a store that encrypts: ETags are not MD5s although they look like them, and
 	// answers to writing say so.
 	Encrypted bool
-	// UploadsPage is how many uploads a page of ListMultipartUploads has at most; 0 is 1000.
+	// UploadsPage is how many uploads a page of ListMultipartUploads has at most, and how many objects
+	// one of ListObjects; 0 is 1000.
 	UploadsPage int
 }
 
@@ -87,7 +88,6 @@ type Server struct {
 	skew       time.Duration
 	violations []string
 	stats      Stats
-	zeros      zeroHash
 }
 
 // Object is a stored object.
@@ -108,9 +108,10 @@ type pending struct {
 }
 
 type part struct {
-	content *Content
-	etag    string
-	copied  bool
+	content  *Content
+	etag     string
+	copied   bool
+	modified time.Time
 }
 
 // Stats counts what the server was asked for.
@@ -270,6 +271,8 @@ func (s *Server) parse(r *http.Request) *Request {
 			q.Op = OpHeadBucket
 		case r.Method == http.MethodGet && v.Has("uploads"):
 			q.Op = OpListUploads
+		case r.Method == http.MethodGet && !v.Has("list-type"):
+			q.Op = OpListObjects
 		}
 	case v.Has("uploads") && r.Method == http.MethodPost:
 		q.Op = OpInitiate
@@ -417,6 +420,8 @@ func (s *Server) serve(w http.ResponseWriter, q *Request, f *Fault) {
 		s.initiate(w, q)
 	case OpListUploads:
 		s.listUploads(w, q)
+	case OpListObjects:
+		s.listObjects(w, q)
 	case OpUploadPart, OpCopyPart, OpListParts, OpComplete, OpAbort:
 		s.multipart(w, q, f)
 	default:
@@ -605,6 +610,64 @@ func (s *Server) listUploads(w http.ResponseWriter, q *Request) {
 	writeXML(w, out)
 }
 
+func (s *Server) listObjects(w http.ResponseWriter, q *Request) {
+	type row struct {
+		Key          string
+		LastModified string
+		ETag         string
+		Size         int64
+	}
+	v := q.HTTP.URL.Query()
+	prefix, marker := v.Get("prefix"), v.Get("marker")
+	limit, err := strconv.Atoi(v.Get("max-keys"))
+	if err != nil || limit < 1 || limit > 1000 {
+		limit = 1000
+	}
+	if s.o.UploadsPage > 0 {
+		limit = min(limit, s.o.UploadsPage)
+	}
+	out := struct {
+		XMLName      xml.Name `xml:"ListBucketResult"`
+		Name         string
+		EncodingType string `xml:",omitempty"`
+		IsTruncated  bool
+		Contents     []row
+	}{Name: q.Bucket, EncodingType: v.Get("encoding-type")}
+	s.mu.Lock()
+	for _, key := range slices.Sorted(maps.Keys(s.buckets[q.Bucket])) {
+		if !strings.HasPrefix(key, prefix) || key <= marker {
+			continue
+		}
+		if len(out.Contents) == limit {
+			out.IsTruncated = true
+			break
+		}
+		o := s.buckets[q.Bucket][key]
+		if out.EncodingType == "url" {
+			key = url.QueryEscape(key)
+		}
+		out.Contents = append(out.Contents, row{key, o.Modified.UTC().Format(time.RFC3339), `"` + o.ETag + `"`, o.Content.Size()})
+	}
+	s.mu.Unlock()
+	writeXML(w, out)
+}
+
+// Backdate makes an object and the unfinished uploads of a key look older. Parts keep their times.
+func (s *Server) Backdate(bucket, key string, d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o := s.buckets[bucket][key]; o != nil {
+		older := *o
+		older.Modified = o.Modified.Add(-d)
+		s.buckets[bucket][key] = &older
+	}
+	for _, u := range s.uploads {
+		if u.bucket == bucket && u.key == key {
+			u.object.Modified = u.object.Modified.Add(-d)
+		}
+	}
+}
+
 func (s *Server) multipart(w http.ResponseWriter, q *Request, f *Fault) {
 	r := q.HTTP
 	id := r.URL.Query().Get("uploadId")
@@ -658,6 +721,7 @@ func (s *Server) store(id string, number int, p part) bool {
 	if u == nil {
 		return false
 	}
+	p.modified = time.Now().Add(s.skew)
 	u.parts[number] = p
 	return true
 }
@@ -714,7 +778,7 @@ func (s *Server) copyPart(w http.ResponseWriter, q *Request, f *Fault, id string
 func (s *Server) etagOf(c *Content) string {
 	var h hash.Hash
 	if c.Zero() {
-		h = s.zeros.of(c.Size())
+		h = zeros.of(c.Size())
 	} else {
 		h = md5.New()
 		_, _ = io.Copy(h, c.Reader())
@@ -724,6 +788,10 @@ func (s *Server) etagOf(c *Content) string {
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
+
+// zeros is shared by all servers of a process: what it remembers is the same for all of them, and
+// hashing a GiB for each would take most of a test's time.
+var zeros zeroHash
 
 // zeroHash hashes zeros without doing it all over again for every length.
 type zeroHash struct {
@@ -791,7 +859,7 @@ func (s *Server) listParts(w http.ResponseWriter, q *Request, u *pending, f *Fau
 			break
 		}
 		p := u.parts[n]
-		out.Part = append(out.Part, row{n, time.Now().UTC().Format(time.RFC3339), `"` + p.etag + `"`, p.content.Size()})
+		out.Part = append(out.Part, row{n, p.modified.UTC().Format(time.RFC3339), `"` + p.etag + `"`, p.content.Size()})
 		out.NextPartNumberMarker = n
 	}
 	s.mu.Unlock()
