@@ -14,6 +14,9 @@ import (
 	"github.com/imsprep/imsprep/convert/raw"
 )
 
+// dataFile is what QCOW2 calls a file that has an image's data.
+const dataFile = "external data file"
+
 // maxChainDepth bounds a backing chain: a chain this long is a mistake or an attack.
 const maxChainDepth = 64
 
@@ -62,6 +65,7 @@ func (c *chain) check(ctx context.Context, in *input, f *format) (top *checked, 
 		originalSize:   c.o.OriginalSize,
 		maxVirtualSize: c.o.MaxVirtualSize,
 		extent:         func(name string) (io.ReaderAt, int64, error) { return c.openExtent(in, f, name) },
+		dataFile:       func(name string) (io.ReaderAt, int64, error) { return c.openDataFile(in, f, name) },
 	})
 }
 
@@ -131,7 +135,24 @@ func (c *chain) openParent(ctx context.Context, child *input, f *format, ref *pa
 
 // openExtent opens another file of an image, which must lie beside it.
 func (c *chain) openExtent(in *input, f *format, name string) (io.ReaderAt, int64, error) {
-	file, _, err := c.openNamed(in, f, "extent", []string{name}, nil)
+	return c.openPart(in, f, "extent", name, nil)
+}
+
+// openDataFile opens the external data file of a QCOW2 image. Unlike an extent it may be any file, so
+// it must be allowed like a backing file.
+func (c *chain) openDataFile(in *input, f *format, name string) (io.ReaderAt, int64, error) {
+	if !c.o.AllowBacking {
+		refused := in.bad(f.name, "its data is in an external data file, %q, and that is not opened unless allowed", name)
+		refused.Need = NeedBacking
+		refused.Remedy = "allow it if you trust the image, or make it self-contained with `qemu-img convert -O qcow2`"
+		return nil, 0, refused
+	}
+	return c.openPart(in, f, dataFile, name, c.o.BackingDirs)
+}
+
+// openPart opens a plain file that an image's own data is in.
+func (c *chain) openPart(in *input, f *format, what, name string, dirs []string) (io.ReaderAt, int64, error) {
+	file, _, err := c.openNamed(in, f, what, []string{name}, dirs)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -160,8 +181,13 @@ func (c *chain) openNamed(in *input, f *format, what string, names, dirs []strin
 	dirs = append([]string{in.dir}, dirs...)
 	for _, name := range names {
 		if err := checkPlainName(name); err != nil {
-			return refuse("put the file beside the image and give it a plain name, with a QEMU image by "+
-				"`qemu-img rebase -u -F FORMAT -b NAME IMAGE`", "its %s %q %v", what, name, err)
+			remedy := "put the file beside the image and give it a plain name, with a QEMU image by "
+			if what == dataFile {
+				remedy += "`qemu-img amend -o data_file=NAME IMAGE`"
+			} else {
+				remedy += "`qemu-img rebase -u -F FORMAT -b NAME IMAGE`"
+			}
+			return refuse(remedy, "its %s %q %v", what, name, err)
 		}
 		file, err := openSibling(dirs, name)
 		if errors.Is(err, os.ErrNotExist) {

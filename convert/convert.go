@@ -29,10 +29,10 @@ const DefaultMaxVirtualSize = 64 << 40
 type OpenOptions struct {
 	// Format is the image's format, one of [FormatNames]; "" finds it by content.
 	Format string
-	// AllowBacking permits backing files and parent disks, which must be regular files with plain
-	// names in the folder of the file that names them, or in one of BackingDirs.
+	// AllowBacking permits backing files, parent disks and external data files, which must be regular
+	// files with plain names in the folder of the file that names them, or in one of BackingDirs.
 	AllowBacking bool
-	// BackingDirs are further folders where backing files and parent disks may lie.
+	// BackingDirs are further folders where those may lie.
 	BackingDirs []string
 	// Force accepts an image that says of itself that it is damaged but that is readable.
 	Force bool

@@ -52,7 +52,8 @@ type checkOptions struct {
 	force          bool
 	originalSize   bool
 	maxVirtualSize int64
-	extent         func(name string) (io.ReaderAt, int64, error) // opens another file of the same image
+	// extent opens another file that the disk's own data is in; dataFile does so if that was allowed.
+	extent, dataFile func(name string) (io.ReaderAt, int64, error)
 }
 
 // checked is an image that passed its format's preflight. That it has a parent is only stated here:
@@ -144,7 +145,7 @@ func checkQCOW1(ctx context.Context, in *input, o checkOptions) (*checked, error
 
 func checkQCOW2(ctx context.Context, in *input, o checkOptions) (*checked, error) {
 	m, err := qcow2.Preflight(ctx, in.r, in.size, qcow2.Options{
-		AllowBacking: true, Force: o.force, MaxVirtualSize: o.maxVirtualSize,
+		AllowBacking: true, Force: o.force, MaxVirtualSize: o.maxVirtualSize, OpenDataFile: o.dataFile,
 	})
 	if err != nil {
 		return nil, err

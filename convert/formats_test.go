@@ -305,3 +305,108 @@ func TestOutputsProperty(t *testing.T) {
 		checkOutputs(t, d, im.Content(nil))
 	})
 }
+
+// TestQEMUDataFile reads images whose data QEMU keeps in an external data file.
+func TestQEMUDataFile(t *testing.T) {
+	src := filepath.Join(t.TempDir(), "src.raw")
+	writePatterned(t, src, 6<<20+512*7)
+	allow := convert.OpenOptions{AllowBacking: true}
+	// make writes an image with a data file beside it; options are qemu-img's. QEMU stores the name as
+	// it was given and looks for it in the current folder, not in the image's.
+	make := func(t *testing.T, options string) (img, data string) {
+		t.Helper()
+		dir := t.TempDir()
+		t.Chdir(dir)
+		qemu(t, "qemu-img", "convert", "-O", "qcow2", "-o", "data_file=disk.data"+options, src, "disk.qcow2")
+		return filepath.Join(dir, "disk.qcow2"), filepath.Join(dir, "disk.data")
+	}
+	for _, options := range []string{"", ",data_file_raw=on", ",preallocation=metadata", ",preallocation=full",
+		",extended_l2=on", ",cluster_size=4k", ",extended_l2=on,preallocation=metadata"} {
+		t.Run("data file"+options, func(t *testing.T) {
+			img, data := make(t, options)
+			refusedNeed(t, img, convert.OpenOptions{}, convert.NeedBacking)
+			qemu(t, "qemu-io", "-c", "write -P 0x77 1000k 300k", "-c", "write -z 2M 512k", img)
+			compareWithQEMU(t, img)
+			d, err := convert.Open(context.Background(), img, allow)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			if x := d.Info().Extents; len(x) != 1 || x[0] != data {
+				t.Errorf("extents %q, want %q", x, data)
+			}
+		})
+	}
+	t.Run("below an overlay", func(t *testing.T) {
+		img, _ := make(t, "")
+		over := filepath.Join(filepath.Dir(img), "over.qcow2")
+		qemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", over)
+		qemu(t, "qemu-io", "-c", "write -P 0x77 1000k 300k", over)
+		compareWithQEMU(t, over)
+	})
+	t.Run("in another folder", func(t *testing.T) {
+		img, data := make(t, "")
+		far := t.TempDir()
+		if err := os.Rename(data, filepath.Join(far, "disk.data")); err != nil {
+			t.Fatal(err)
+		}
+		refusedBecause(t, img, allow, `external data file "disk.data" was not found`)
+		if err := openAndRead(img, convert.OpenOptions{AllowBacking: true, BackingDirs: []string{far}}); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, tc := range []struct {
+		name  string
+		spoil func(t *testing.T, img, data string) error
+		want  string
+	}{
+		{"cut", func(_ *testing.T, _, data string) error { return os.Truncate(data, 5<<20) }, "truncated"},
+		{"empty", func(_ *testing.T, _, data string) error { return os.Truncate(data, 0) }, "truncated"},
+		{"a symbolic link", func(_ *testing.T, _, data string) error {
+			return errors.Join(os.Rename(data, data+".away"), os.Symlink(data+".away", data))
+		}, "symbolic link"},
+		{"a named pipe", func(t *testing.T, _, data string) error {
+			makePipe(t, data+".pipe")
+			return os.Rename(data+".pipe", data)
+		}, "pipe"},
+		{"a folder", func(_ *testing.T, _, data string) error {
+			return errors.Join(os.Remove(data), os.Mkdir(data, 0o700))
+		}, "folder"},
+		{"the image itself by a link", func(_ *testing.T, img, data string) error {
+			return errors.Join(os.Remove(data), os.Link(img, data))
+		}, "twice"},
+		{"an absolute name", func(t *testing.T, img, data string) error {
+			return patchFile(img, "disk.data", "/dev/zero")
+		}, "is a path"},
+		{"a json name", func(_ *testing.T, img, _ string) error {
+			return patchFile(img, "disk.data", "json:{aa}")
+		}, "plain file name"},
+		{"the image itself by its name", func(_ *testing.T, img, _ string) error {
+			return errors.Join(os.Rename(img, filepath.Join(filepath.Dir(img), "self.data")),
+				patchFile(filepath.Join(filepath.Dir(img), "self.data"), "disk.data", "self.data"),
+				os.Symlink("self.data", img))
+		}, "twice"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			img, data := make(t, "")
+			if err := tc.spoil(t, img, data); err != nil {
+				t.Fatal(err)
+			}
+			refusedBecause(t, img, allow, tc.want)
+		})
+	}
+}
+
+// patchFile replaces the first occurrence of a text in a file by another of the same length.
+func patchFile(path, from, to string) error {
+	p, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	at := bytes.Index(p, []byte(from))
+	if at < 0 || len(from) != len(to) {
+		return errors.New(path + " has no " + from)
+	}
+	copy(p[at:], to)
+	return os.WriteFile(path, p, 0o600)
+}

@@ -30,6 +30,9 @@ func (w *walker) checkAmplification(tables int64) error {
 	m := w.m
 	// Clusters and tables are bounded by the file's length divided by 8, so nothing overflows.
 	own := (w.plain+tables)*m.ClusterSize + w.compressed*m.minCompressed()
+	if m.data != nil {
+		own = tables * m.ClusterSize // every cluster has its own place in the data file
+	}
 	if own/maxShare > roundUp(m.fileSize, m.ClusterSize) {
 		return bad("its tables map %d plain and %d compressed clusters of %d bytes, which cannot be in a file of "+
 			"%d bytes unless they are shared over and over", w.plain, w.compressed, m.ClusterSize, m.fileSize)

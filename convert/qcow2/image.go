@@ -19,14 +19,22 @@ import (
 type Image struct {
 	m      *Metadata
 	view   *view
+	data   io.ReaderAt // what plain clusters are in: view, or the external data file
 	parent image.Image // what is not allocated here, nil = zeros
 	lib    *lib.Qcow2  // reads compressed clusters, nil = this package does
+
+	holes extenter // of the external data file, nil = none are known
 
 	l1 *lru.Cache[int64, []byte] // pages of the L1 table by index
 	l2 *lru.Cache[int64, []byte] // pages of L2 tables by host offset
 }
 
 var _ image.Image = (*Image)(nil)
+
+// extenter is a file that knows its holes, in the manner of an image.Image.
+type extenter interface {
+	Extent(start, length int64) (image.Extent, error)
+}
 
 // Table pages kept in memory: 256 KiB of the L1 table, and 1 MiB of L2 tables, which map 8 GiB with
 // clusters of 64 KiB.
@@ -49,7 +57,11 @@ func (m *Metadata) Open(parent image.Image) (*Image, error) {
 		l1:     lru.New[int64, []byte](l1Pages),
 		l2:     lru.New[int64, []byte](int(l2CacheBytes / m.pageBytes())),
 	}
-	if parent != nil || m.extended {
+	if img.data = img.view; m.data != nil {
+		img.data = m.data
+		img.holes, _ = m.data.(extenter)
+	}
+	if parent != nil || m.extended || m.data != nil {
 		// The library opens backing files itself, by any name, and it reads a whole extended table
 		// again for every cluster.
 		return img, nil
@@ -148,7 +160,7 @@ func (img *Image) read(p []byte, off int64) (int, error) {
 		case kindZero:
 			clear(part)
 		case kindPlain:
-			err = readFull(img.view, part, s.host)
+			err = readFull(img.data, part, s.host)
 		case kindCompressed:
 			if img.lib != nil {
 				err = readFull(img.lib, part, at)
@@ -231,11 +243,24 @@ func (img *Image) Extent(start, length int64) (image.Extent, error) {
 
 // next returns the extent at off, not joined with what follows.
 func (img *Image) next(c *cursor, off, end int64) (image.Extent, error) {
+	zero := false // the data file has a hole here
 	if off >= img.m.size {
 		// The disk's size was rounded up.
 		return image.Extent{Start: off, Length: end - off, Zero: true}, nil
 	}
-	s, err := c.at(off)
+	if img.holes != nil && off < img.m.dataSize {
+		hole, err := img.holes.Extent(off, min(end, img.m.dataSize)-off)
+		if err != nil {
+			return image.Extent{}, fmt.Errorf("external data file: %w", err)
+		}
+		if hole.Start != off || hole.Length <= 0 {
+			return image.Extent{}, fmt.Errorf("external data file: asked for the extent at %d, got %d bytes at %d",
+				off, hole.Length, hole.Start)
+		}
+		end = min(end, off+hole.Length)
+		zero = hole.Zero
+	}
+	s, err := c.run(off, end-off)
 	if err != nil {
 		return image.Extent{}, err
 	}
@@ -244,7 +269,7 @@ func (img *Image) next(c *cursor, off, end int64) (image.Extent, error) {
 	case kindZero:
 		e.Allocated, e.Zero = true, true
 	case kindPlain:
-		e.Allocated = true
+		e.Allocated, e.Zero = true, zero
 	case kindCompressed:
 		e.Allocated, e.Compressed = true, true
 	case kindUnallocated:

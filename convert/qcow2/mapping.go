@@ -23,7 +23,7 @@ const (
 type segment struct {
 	kind   kind
 	length int64 // bytes of the disk
-	host   int64 // plain: where the byte is; compressed: where the cluster's data begins
+	host   int64 // plain: where the byte is, in the data file if there is one; compressed: where the cluster's data begins
 	stored int64 // compressed: bytes of data at most
 }
 
@@ -59,6 +59,10 @@ func (c *cursor) at(off int64) (segment, error) {
 	within := off & (m.ClusterSize - 1)
 	s := segment{length: m.ClusterSize - within}
 	host := int64(e & entryOffset)
+	placed, at := host != 0, host+within
+	if m.data != nil {
+		placed, at = placed || e&entryCopied != 0, off // where each byte has its own place
+	}
 	switch {
 	case e&entryCompressed != 0:
 		s.kind = kindCompressed
@@ -68,12 +72,12 @@ func (c *cursor) at(off int64) (segment, error) {
 		var run uint
 		s.kind, run = subclusters(bitmap, sub)
 		s.length = int64(sub+run)<<(m.clusterBits-5) - within
-		s.host = host + within
+		s.host = at
 	case e&entryZero != 0:
 		s.kind = kindZero
-	case host != 0:
+	case placed:
 		s.kind = kindPlain
-		s.host = host + within
+		s.host = at
 	}
 	return s, nil
 }

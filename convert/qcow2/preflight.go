@@ -3,11 +3,13 @@
 package qcow2
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"math"
+	"math/bits"
 	"slices"
 	"strings"
 )
@@ -17,6 +19,12 @@ type Options struct {
 	AllowBacking   bool  // accept an image with a backing file, which the caller then has to give
 	Force          bool  // accept an image that is marked as corrupt
 	MaxVirtualSize int64 // bytes, 0 = no limit but the format's
+
+	// OpenDataFile opens the external data file of that name, which is the image author's, and gives
+	// its content and its size in bytes; nil refuses images that have one. It is called once, when the
+	// header was found good. Has the content an Extent method as an image.Image has, then what that
+	// calls zero is.
+	OpenDataFile func(name string) (r io.ReaderAt, size int64, err error)
 }
 
 // Metadata is what an image says of itself, checked.
@@ -32,6 +40,7 @@ type Metadata struct {
 	Warnings           []string // what the user should know
 	BackingFile        string   // name of the backing file as stored, "" if there is none
 	BackingFormat      string   // its format as stored, "" if not stated
+	DataFile           string   // name of the external data file as stored, "" if there is none
 
 	r             io.ReaderAt
 	fileSize      int64
@@ -46,6 +55,8 @@ type Metadata struct {
 	incompatible  uint64
 	backingOffset int64
 	featureNames  map[uint8]string // incompatible bits, as the image names them
+	data          io.ReaderAt      // the external data file, nil = the data is in r
+	dataSize      int64            // of the external data file
 }
 
 // Preflight checks the image in the size bytes of r: header, header extensions, L1 table and every
@@ -53,7 +64,7 @@ type Metadata struct {
 // are.
 //
 // It reads every mapping table once, so it takes time by what the file really holds, never by what
-// it claims, and it keeps one number per L2 table in memory while it runs.
+// it claims, and it keeps two numbers per L2 table in memory while it runs.
 func Preflight(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Metadata, error) {
 	m := &Metadata{r: r, fileSize: size}
 	if err := m.readHeader(o); err != nil {
@@ -92,12 +103,12 @@ func (m *Metadata) readHeader(o Options) error {
 	}
 
 	// cluster_bits comes first: everything else is measured in clusters.
-	bits := be.Uint32(h[20:])
-	if bits < minClusterBits || bits > maxClusterBits {
-		return bad("cluster_bits %d at offset 20 is not between %d and %d", bits, minClusterBits, maxClusterBits)
+	clusterBits := be.Uint32(h[20:])
+	if clusterBits < minClusterBits || clusterBits > maxClusterBits {
+		return bad("cluster_bits %d at offset 20 is not between %d and %d", clusterBits, minClusterBits, maxClusterBits)
 	}
-	m.clusterBits = uint(bits)
-	m.ClusterSize = 1 << bits
+	m.clusterBits = uint(clusterBits)
+	m.ClusterSize = 1 << clusterBits
 	if m.Version == 3 {
 		if err := m.readVersion3(h[:n]); err != nil {
 			return err
@@ -120,6 +131,9 @@ func (m *Metadata) readHeader(o Options) error {
 		return err
 	}
 	if err := m.checkTables(h[:]); err != nil {
+		return err
+	}
+	if err := m.openDataFile(h[:n], ext, o.OpenDataFile); err != nil {
 		return err
 	}
 	m.describe(h[:n], ext)
@@ -173,8 +187,8 @@ func (m *Metadata) checkSizes(size uint64, limit int64) error {
 
 // extensions is what the header extensions say.
 type extensions struct {
-	backingFormat           string
-	bitmaps, luks, dataFile bool
+	backingFormat, dataFile string
+	bitmaps, luks           bool
 }
 
 // readExtensions walks the list of header extensions, which ends at the backing file name or with
@@ -205,12 +219,7 @@ func (m *Metadata) readExtensions() (extensions, error) {
 		var err error
 		switch kind {
 		case extBackingFormat:
-			if length > maxBackingName {
-				return ext, bad("the backing format name at offset %d has %d bytes", pos, length)
-			}
-			name := make([]byte, length)
-			err = m.readFull(name, pos+8)
-			ext.backingFormat = string(name)
+			ext.backingFormat, err = m.readName("backing format", pos+8, length)
 		case extFeatureNames:
 			err = m.readFeatureNames(pos+8, length)
 		case extBitmaps:
@@ -218,7 +227,10 @@ func (m *Metadata) readExtensions() (extensions, error) {
 		case extEncryption:
 			ext.luks = true
 		case extDataFile:
-			ext.dataFile = true
+			if length == 0 {
+				return ext, bad("the name of the external data file at offset %d is empty", pos)
+			}
+			ext.dataFile, err = m.readName("external data file", pos+8, length)
 		}
 		if err != nil {
 			return ext, err
@@ -226,6 +238,16 @@ func (m *Metadata) readExtensions() (extensions, error) {
 		pos += 8 + roundUp(length, 8)
 	}
 	return ext, nil
+}
+
+// readName reads a name out of a header extension.
+func (m *Metadata) readName(what string, pos, length int64) (string, error) {
+	if length > maxBackingName {
+		return "", bad("the %s name at offset %d has %d bytes", what, pos, length)
+	}
+	name := make([]byte, length)
+	err := m.readFull(name, pos)
+	return string(name), err
 }
 
 // readFeatureNames reads the names of incompatible features ("Feature name table").
@@ -263,12 +285,6 @@ func (m *Metadata) checkFeatures(crypt uint32, ext extensions, force bool) error
 		return &Error{
 			Reason: fmt.Sprintf("it is encrypted (method %d at offset 32)", crypt),
 			Remedy: "decrypt it with `qemu-img convert`, giving its secret with --object and --image-opts",
-		}
-	}
-	if m.incompatible&incompatDataFile != 0 || ext.dataFile {
-		return &Error{
-			Reason: "its data is in an external data file, which is not opened",
-			Remedy: "if you trust the image, make it self-contained with `qemu-img convert -O qcow2`",
 		}
 	}
 	if m.incompatible&incompatCorrupt != 0 {
@@ -324,6 +340,41 @@ func (m *Metadata) readBacking(length uint32, ext extensions, allow bool) error 
 		}
 	}
 	m.BackingFile, m.BackingFormat = string(name), ext.backingFormat
+	return nil
+}
+
+// openDataFile opens the external data file, if the image has one ("Header", bit 2 of
+// incompatible_features and bit 1 of autoclear_features).
+func (m *Metadata) openDataFile(h []byte, ext extensions, open func(string) (io.ReaderAt, int64, error)) error {
+	raw := m.Version == 3 && binary.BigEndian.Uint64(h[88:])&autoclearRawData != 0
+	if m.incompatible&incompatDataFile == 0 {
+		switch {
+		case ext.dataFile != "":
+			return bad("it names an external data file, %q, but lacks the feature bit of one", ext.dataFile)
+		case raw:
+			return bad("bit 1 of autoclear_features at offset 88 says that its external data file is raw, but it has none")
+		}
+		return nil
+	}
+	switch {
+	case ext.dataFile == "":
+		return bad("its data is in an external data file, whose name it does not state")
+	case m.Snapshots > 0:
+		return bad("it has %d internal snapshots, which an image with an external data file cannot have", m.Snapshots)
+	case raw && m.BackingFile != "":
+		return bad("its external data file %q is said to be the whole disk, yet it has a backing file %q",
+			ext.dataFile, m.BackingFile)
+	case open == nil:
+		return &Error{
+			Reason: fmt.Sprintf("its data is in an external data file, %q, which is not opened", ext.dataFile),
+			Remedy: "if you trust the image, make it self-contained with `qemu-img convert -O qcow2`",
+		}
+	}
+	var err error
+	if m.data, m.dataSize, err = open(ext.dataFile); err != nil {
+		return err
+	}
+	m.DataFile = ext.dataFile
 	return nil
 }
 
@@ -406,6 +457,8 @@ func (m *Metadata) describe(h []byte, ext extensions) {
 	}
 	add(ext.bitmaps, "bitmaps")
 	add(m.BackingFile != "", "backing file")
+	add(m.DataFile != "", "external data file")
+	add(m.DataFile != "" && binary.BigEndian.Uint64(h[88:])&autoclearRawData != 0, "raw external data")
 }
 
 // l2EntryBytes is the length of an L2 entry in bytes.
@@ -449,7 +502,7 @@ const tablePage = 64 << 10
 
 // walk checks the L1 table and all L2 tables.
 func (m *Metadata) walk(ctx context.Context) error {
-	tables, last, err := m.readL1(ctx)
+	tables, err := m.readL1(ctx)
 	if err != nil {
 		return err
 	}
@@ -459,13 +512,13 @@ func (m *Metadata) walk(ctx context.Context) error {
 			return err
 		}
 		used := m.l2Entries()
-		if table == last {
+		if table.index == m.l1Used-1 {
 			// What is behind the end of the disk is never read.
 			if rest := ((m.size-1)>>m.clusterBits + 1) % used; rest != 0 {
 				used = rest
 			}
 		}
-		if err := w.table(table, used); err != nil {
+		if err := w.table(table.offset, table.index*m.l2Entries(), used); err != nil {
 			return err
 		}
 	}
@@ -477,47 +530,48 @@ func (m *Metadata) walk(ctx context.Context) error {
 	return w.checkAmplification(int64(len(tables)))
 }
 
-// readL1 returns the sorted offsets of the L2 tables, all valid and different, and that of the last
-// L1 entry (0 if that is empty).
-func (m *Metadata) readL1(ctx context.Context) (tables []int64, last int64, err error) {
+// l2Table is where an L2 table is and which L1 entry names it.
+type l2Table struct{ offset, index int64 }
+
+// readL1 returns the L2 tables, all at valid and different places, in the order of the file.
+func (m *Metadata) readL1(ctx context.Context) (tables []l2Table, err error) {
 	page := make([]byte, min(tablePage, m.l1Used*8))
 	for i := int64(0); i < m.l1Used; {
 		if err := ctx.Err(); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		p := page[:min(int64(len(page)), (m.l1Used-i)*8)]
 		if err := m.readFull(p, m.l1Offset+i*8); err != nil {
-			return nil, 0, fmt.Errorf("read the L1 table: %w", err)
+			return nil, fmt.Errorf("read the L1 table: %w", err)
 		}
 		for ; len(p) > 0; p, i = p[8:], i+1 {
 			e := binary.BigEndian.Uint64(p)
 			table := int64(e & entryOffset)
 			switch {
 			case e&l1Reserved != 0 || table&(m.ClusterSize-1) != 0:
-				return nil, 0, bad("L1 entry %d, %#016x, is not the offset of a cluster", i, e)
+				return nil, bad("L1 entry %d, %#016x, is not the offset of a cluster", i, e)
 			case table == 0:
-				last = 0
 				continue
 			case table < m.ClusterSize || m.inL1(table):
-				return nil, 0, bad("L1 entry %d: the L2 table at %d lies in the header or the L1 table", i, table)
+				return nil, bad("L1 entry %d: the L2 table at %d lies in the header or the L1 table", i, table)
 			case table > m.fileSize-m.ClusterSize:
-				return nil, 0, bad("L1 entry %d: the L2 table at %d ends outside of the file of %d bytes; "+
+				return nil, bad("L1 entry %d: the L2 table at %d ends outside of the file of %d bytes; "+
 					"the image is truncated or damaged", i, table, m.fileSize)
 			}
 			// Different tables need room, so there cannot be more of them than clusters in the file.
 			if int64(len(tables)) >= m.fileSize>>m.clusterBits {
-				return nil, 0, errSharedL2
+				return nil, errSharedL2
 			}
-			tables, last = append(tables, table), table
+			tables = append(tables, l2Table{table, i})
 		}
 	}
-	slices.Sort(tables)
+	slices.SortFunc(tables, func(a, b l2Table) int { return cmp.Compare(a.offset, b.offset) })
 	for i := 1; i < len(tables); i++ {
-		if tables[i] == tables[i-1] {
-			return nil, 0, errSharedL2
+		if tables[i].offset == tables[i-1].offset {
+			return nil, errSharedL2
 		}
 	}
-	return tables, last, nil
+	return tables, nil
 }
 
 var errSharedL2 = &Error{Reason: "two L1 entries name the same L2 table"}
@@ -536,15 +590,16 @@ type walker struct {
 	cut               bool // a cluster ends behind the end of the file
 }
 
-// table checks the first used entries of the L2 table at the offset.
-func (w *walker) table(offset, used int64) error {
+// table checks the first used entries of the L2 table at the offset, which map the disk from a
+// cluster on.
+func (w *walker) table(offset, cluster, used int64) error {
 	entry := w.m.l2EntryBytes()
 	for pos, end := offset, offset+used*entry; pos < end; {
 		p := w.page[:min(int64(len(w.page)), end-pos)]
 		if err := w.m.readFull(p, pos); err != nil {
 			return fmt.Errorf("read an L2 table: %w", err)
 		}
-		for ; len(p) > 0; p, pos = p[entry:], pos+entry {
+		for ; len(p) > 0; p, pos, cluster = p[entry:], pos+entry, cluster+1 {
 			e, bitmap := binary.BigEndian.Uint64(p), uint64(0)
 			if entry == 16 {
 				bitmap = binary.BigEndian.Uint64(p[8:])
@@ -552,7 +607,7 @@ func (w *walker) table(offset, used int64) error {
 			if e == 0 && bitmap == 0 {
 				continue
 			}
-			if err := w.entry(pos, e, bitmap); err != nil {
+			if err := w.entry(pos, cluster, e, bitmap); err != nil {
 				return err
 			}
 		}
@@ -560,12 +615,14 @@ func (w *walker) table(offset, used int64) error {
 	return nil
 }
 
-// entry checks the L2 entry at pos.
-func (w *walker) entry(pos int64, e, bitmap uint64) error {
+// entry checks the L2 entry at pos, of a cluster of the disk.
+func (w *walker) entry(pos, cluster int64, e, bitmap uint64) error {
 	m := w.m
 	if e&entryCompressed != 0 {
 		host, _ := m.compressedRange(e)
 		switch {
+		case m.data != nil:
+			return bad("L2 entry at %d: a compressed cluster in an image with an external data file", pos)
 		case host < m.ClusterSize:
 			return bad("L2 entry at %d: the compressed cluster at %d lies in the header", pos, host)
 		case host >= m.fileSize:
@@ -586,17 +643,27 @@ func (w *walker) entry(pos int64, e, bitmap uint64) error {
 	case host&(m.ClusterSize-1) != 0:
 		return bad("L2 entry at %d: the data at %d is not at a multiple of the cluster size", pos, host)
 	}
+	placed := host != 0 || m.data != nil && e&entryCopied != 0
+	stored := m.ClusterSize // bytes of the cluster up to the last that is stored
 	if m.extended {
 		alloc, zeros := uint32(bitmap), uint32(bitmap>>32)
 		if alloc&zeros != 0 {
 			return bad("L2 entry at %d: subclusters %#08x are both allocated and zero", pos, alloc&zeros)
 		}
-		if host == 0 && alloc != 0 {
+		if !placed && alloc != 0 {
 			return bad("L2 entry at %d: subclusters %#08x are allocated in no cluster", pos, alloc)
 		}
 		zero = alloc == 0
+		stored = int64(bits.Len32(alloc)) << (m.clusterBits - 5)
 	}
-	if host == 0 || zero {
+	if !placed || zero {
+		return nil
+	}
+	if m.data != nil {
+		if err := m.checkPlace(pos, cluster<<m.clusterBits, host, stored); err != nil {
+			return err
+		}
+		w.plain++
 		return nil
 	}
 	switch {
@@ -609,6 +676,19 @@ func (w *walker) entry(pos int64, e, bitmap uint64) error {
 		w.cut = true
 	}
 	w.plain++
+	return nil
+}
+
+// checkPlace checks the place of a cluster in the external data file, where every byte of the disk
+// has its own offset ("Standard Cluster Descriptor").
+func (m *Metadata) checkPlace(pos, off, host, stored int64) error {
+	if host != off {
+		return bad("L2 entry at %d: the data at %d of the external data file is not at its own place, %d", pos, host, off)
+	}
+	if end := min(off+stored, m.size); end > m.dataSize {
+		return bad("L2 entry at %d: the data up to %d is outside of the external data file of %d bytes; "+
+			"that file is truncated, or another disk's", pos, end, m.dataSize)
+	}
 	return nil
 }
 

@@ -7,7 +7,8 @@
 // entry, and [Metadata.Open] builds a reader of an image that passed. This package translates
 // offsets, and reads in one piece what lies in one piece; compressed clusters of images without
 // backing file and extended L2 entries are read by go-qcow2reader, which sees a header of our own
-// making: no backing file, no extensions, nothing that it could act on.
+// making: no backing file, no extensions, nothing that it could act on. The data of an image with an
+// external data file is read from that, if the caller opens it.
 package qcow2
 
 import (
@@ -45,6 +46,10 @@ const (
 	incompatExtendedL2  = 1 << 4
 	incompatKnown       = 1<<5 - 1
 )
+
+// autoclearRawData, a bit of autoclear_features ("Header", bytes 88 - 95), says that the external data
+// file is the disk also without the tables.
+const autoclearRawData = 1 << 1
 
 // Types of header extensions ("Header extensions").
 const (

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -43,8 +45,15 @@ func (m memory) Extent(start, length int64) (image.Extent, error) {
 }
 
 func open(f []byte, parent image.Image) (*qcow2.Image, *qcow2.Metadata, error) {
-	m, err := qcow2.Preflight(context.Background(), bytes.NewReader(f), int64(len(f)),
-		qcow2.Options{AllowBacking: parent != nil})
+	return openWith(f, nil, parent)
+}
+
+// openWith opens an image whose external data file has the given content.
+func openWith(f, external []byte, parent image.Image) (*qcow2.Image, *qcow2.Metadata, error) {
+	m, err := qcow2.Preflight(context.Background(), bytes.NewReader(f), int64(len(f)), qcow2.Options{
+		AllowBacking: parent != nil,
+		OpenDataFile: func(string) (io.ReaderAt, int64, error) { return memory(external), int64(len(external)), nil },
+	})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -62,6 +71,9 @@ func drawImage(t *rapid.T) (qcow2test.Image, memory) {
 		im.Zstd = rapid.Bool().Draw(t, "zstd")
 		im.Extended = im.ClusterBits >= 14 && rapid.Bool().Draw(t, "extended")
 		im.LongHeader = rapid.Bool().Draw(t, "long header")
+		if rapid.IntRange(0, 3).Draw(t, "data file") == 0 {
+			im.DataFile = "data.raw"
+		}
 	}
 	cluster := int64(1) << im.ClusterBits
 	// Small clusters: more than one L2 table. Big ones: a few clusters are enough.
@@ -85,7 +97,10 @@ func drawImage(t *rapid.T) (qcow2test.Image, memory) {
 			continue
 		}
 		c := qcow2test.Cluster{Index: int64(i), Data: noise()}
-		kinds := []qcow2test.Kind{qcow2test.Plain, qcow2test.Compressed}
+		kinds := []qcow2test.Kind{qcow2test.Plain}
+		if im.DataFile == "" {
+			kinds = append(kinds, qcow2test.Compressed)
+		}
 		if im.Version == 3 {
 			kinds = append(kinds, qcow2test.Zero, qcow2test.ZeroAllocated)
 		}
@@ -128,7 +143,7 @@ func TestReadsWhatWasWritten(t *testing.T) {
 		if parent != nil {
 			p = parent
 		}
-		img, _, err := open(f.Bytes, p)
+		img, _, err := openWith(f.Bytes, f.External, p)
 		if err != nil {
 			t.Fatalf("open: %v", err)
 		}
@@ -328,6 +343,85 @@ func TestAcceptedOddities(t *testing.T) {
 	}
 }
 
+// TestDataFile refuses external data files that are not what their image says.
+func TestDataFile(t *testing.T) {
+	const c = 1 << 14
+	data := bytes.Repeat([]byte{7}, c)
+	full := qcow2test.Image{Version: 3, ClusterBits: 14, Size: 4*c - 1024, DataFile: "d\x1b", Clusters: []qcow2test.Cluster{
+		{Index: 0, Data: data}, {Index: 2, Kind: qcow2test.Zero}, {Index: 3, Data: data}}}
+	sub := full
+	sub.Extended, sub.Clusters = true, []qcow2test.Cluster{
+		{Index: 0, Kind: qcow2test.Subclusters, Data: data, Alloc: 1}, {Index: 3, Kind: qcow2test.Subclusters, Data: data, Alloc: 0x0F}}
+	for _, tc := range []struct {
+		name  string
+		im    qcow2test.Image
+		spoil func(f *qcow2test.File)
+		want  string // "" = it is right
+	}{
+		{"right", full, func(*qcow2test.File) {}, ""},
+		{"right, subclusters", sub, func(*qcow2test.File) {}, ""},
+		{"longer than the disk", full, func(f *qcow2test.File) { f.External = append(f.External, 1) }, ""},
+		{"as long as the last subcluster", sub, func(f *qcow2test.File) { f.External = f.External[:3*c+c/8] }, ""},
+		{"a byte too short", full, func(f *qcow2test.File) { f.External = f.External[:4*c-1025] }, "up to 64512 is outside of the external data file of 64511 bytes"},
+		{"a byte too short, subclusters", sub, func(f *qcow2test.File) { f.External = f.External[:3*c+c/8-1] }, "outside of the external data file"},
+		{"empty", full, func(f *qcow2test.File) { f.External = nil }, "outside of the external data file of 0"},
+		{"a cluster at another's place", full, func(f *qcow2test.File) { f.Put64(f.Entry[3], 1<<63|c) }, "not at its own place, 49152"},
+		{"a cluster at the first one's place", full, func(f *qcow2test.File) { f.Put64(f.Entry[3], 1<<63) }, "not at its own place"},
+		{"a compressed cluster", full, func(f *qcow2test.File) { f.Put64(f.Entry[3], 1<<62|3*c) }, "compressed"},
+		{"subclusters nowhere", sub, func(f *qcow2test.File) { f.Put64(f.Entry[0], 0) }, "allocated in no cluster"},
+		{"without a name", full, func(f *qcow2test.File) { f.Put32(104, 0x12345678) }, "does not state"},
+		{"with an empty name", full, func(f *qcow2test.File) { f.Put32(108, 0) }, "is empty"},
+		{"with a name of 2,000 bytes", full, func(f *qcow2test.File) { f.Put32(108, 2000) }, "has 2000 bytes"},
+		{"without the feature", full, func(f *qcow2test.File) { f.Put64(72, 0) }, "lacks the feature bit"},
+		{"raw without the feature", full, func(f *qcow2test.File) { f.Put64(72, 0); f.Put32(104, 0); f.Put64(88, 2) }, "autoclear_features"},
+		{"snapshots", full, func(f *qcow2test.File) { f.Put32(60, 1); f.Put64(64, uint64(f.Refcount)) }, "snapshots"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := tc.im.Write()
+			tc.spoil(f)
+			img, m, err := openWith(f.Bytes, f.External, nil)
+			var bad *qcow2.Error
+			if tc.want != "" {
+				if !errors.As(err, &bad) || !strings.Contains(bad.Reason, tc.want) || strings.Contains(bad.Reason, "\x1b") {
+					t.Errorf("got %v, want it refused for %q", err, tc.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, img.Size())
+			if _, err := img.ReadAt(got, 0); err != nil || !bytes.Equal(got, tc.im.Content(nil)) {
+				t.Errorf("wrong content, or %v", err)
+			}
+			if m.DataFile != "d\x1b" || !slices.Contains(m.Features, "external data file") {
+				t.Errorf("data file %q, features %q", m.DataFile, m.Features)
+			}
+		})
+	}
+	t.Run("not opened", func(t *testing.T) {
+		f := full.Write()
+		_, err := qcow2.Preflight(context.Background(), bytes.NewReader(f.Bytes), int64(len(f.Bytes)), qcow2.Options{})
+		var bad *qcow2.Error
+		if !errors.As(err, &bad) || !strings.Contains(bad.Reason, `"d\x1b", which is not opened`) {
+			t.Errorf("got %v, want it refused", err)
+		}
+	})
+	t.Run("not opened for a bad header", func(t *testing.T) {
+		f := full.Write()
+		f.Put32(56, 0)
+		_, err := qcow2.Preflight(context.Background(), bytes.NewReader(f.Bytes), int64(len(f.Bytes)), qcow2.Options{
+			OpenDataFile: func(string) (io.ReaderAt, int64, error) {
+				t.Error("opened")
+				return nil, 0, io.EOF
+			}})
+		var bad *qcow2.Error
+		if !errors.As(err, &bad) {
+			t.Errorf("got %v, want it refused", err)
+		}
+	})
+}
+
 // TestHugeEmptyDisk maps a disk of 32 TiB whose tables are all empty but one at the far end.
 func TestHugeEmptyDisk(t *testing.T) {
 	const size = 32 << 40
@@ -504,8 +598,11 @@ func FuzzOpenQCOW2(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, file []byte) {
 		var parent image.Image
-		m, err := qcow2.Preflight(context.Background(), bytes.NewReader(file), int64(len(file)),
-			qcow2.Options{AllowBacking: true, Force: true, MaxVirtualSize: 64 << 40})
+		external := memory(bytes.Repeat([]byte{1, 0, 0, 0, 5}, 10000))
+		m, err := qcow2.Preflight(context.Background(), bytes.NewReader(file), int64(len(file)), qcow2.Options{
+			AllowBacking: true, Force: true, MaxVirtualSize: 64 << 40,
+			OpenDataFile: func(string) (io.ReaderAt, int64, error) { return external, external.Size(), nil },
+		})
 		if err != nil {
 			return
 		}
@@ -570,6 +667,9 @@ func fuzzImages() []qcow2test.Image {
 		{Version: 3, ClusterBits: 9, Size: 50176, Clusters: flags, LongHeader: true, Backing: "base.img", Format: "raw"},
 		{Version: 3, ClusterBits: 9, Size: 50176, Extensions: []qcow2test.Extension{{Type: 0x6803F857, Data: make([]byte, 96)}}},
 		{Version: 3, ClusterBits: 14, Size: 1 << 25, Clusters: sub, Extended: true},
+		{Version: 3, ClusterBits: 9, Size: 40000, DataFile: "d", Clusters: []qcow2test.Cluster{
+			{Index: 0, Data: data}, {Index: 70, Data: data}, {Index: 71, Kind: qcow2test.ZeroAllocated}}},
+		{Version: 3, ClusterBits: 14, Size: 40000, DataFile: "d", Extended: true, Clusters: sub},
 	}
 }
 

@@ -53,6 +53,7 @@ type Image struct {
 	Extensions  []Extension
 	Backing     string
 	Format      string    // of the backing file, "" = not stated
+	DataFile    string    // name of the external data file, "" = none (version 3, no compressed clusters)
 	Clusters    []Cluster // stored in this order
 	CutTail     bool      // if a plain cluster ends the file, leave its trailing zeros out
 }
@@ -60,6 +61,7 @@ type Image struct {
 // File is a written image and where its parts are, in bytes.
 type File struct {
 	Bytes    []byte
+	External []byte // content of the external data file
 	L1       int64
 	Refcount int64
 	L2       map[int64]int64 // offset of the L2 table by L1 index
@@ -95,6 +97,9 @@ func (im Image) Write() *File {
 	f := &File{L2: map[int64]int64{}, Entry: map[int64]int64{}, Data: map[int64]int64{}}
 	f.Bytes = make([]byte, cluster)
 	im.header(f, l1)
+	if im.DataFile != "" {
+		f.External = make([]byte, im.Size)
+	}
 
 	alloc := func(n int64) int64 { // n bytes at a cluster boundary
 		off := (int64(len(f.Bytes)) + cluster - 1) &^ (cluster - 1)
@@ -127,12 +132,15 @@ func (im Image) Write() *File {
 			if c.Kind == Subclusters && c.Alloc == 0 {
 				break
 			}
-			off := alloc(cluster)
-			copy(f.Bytes[off:], c.Data)
+			off, data := c.Index*cluster, c.Data
 			if c.Kind == ZeroAllocated {
-				for i := range f.Bytes[off : off+cluster] {
-					f.Bytes[off+int64(i)] = 0xA5
-				}
+				data = bytes.Repeat([]byte{0xA5}, int(cluster))
+			}
+			if im.DataFile != "" {
+				copy(f.External[off:], data)
+			} else {
+				off = alloc(cluster)
+				copy(f.Bytes[off:], data)
 			}
 			f.Data[c.Index] = off
 			e = uint64(off) | 1<<63
@@ -181,7 +189,7 @@ func (im Image) Write() *File {
 			f.Put64(f.Entry[c.Index]+8, bitmap)
 		}
 	}
-	if end := int64(len(f.Bytes)); im.CutTail && stored > 0 && stored+cluster == end {
+	if end := int64(len(f.Bytes)); im.CutTail && im.DataFile == "" && stored > 0 && stored+cluster == end {
 		for end-1 > stored && f.Bytes[end-1] == 0 {
 			end--
 		}
@@ -210,6 +218,9 @@ func (im Image) header(f *File, l1 int64) {
 		if im.Extended {
 			features |= 1 << 4
 		}
+		if im.DataFile != "" {
+			features |= 1 << 2
+		}
 		f.Put64(72, features)
 		f.Put32(96, 4)
 		f.Put32(100, uint32(pos))
@@ -217,6 +228,9 @@ func (im Image) header(f *File, l1 int64) {
 	exts := im.Extensions
 	if im.Format != "" {
 		exts = append([]Extension{{0xE2792ACA, []byte(im.Format)}}, exts...)
+	}
+	if im.DataFile != "" {
+		exts = append([]Extension{{0x44415441, []byte(im.DataFile)}}, exts...)
 	}
 	for _, e := range exts {
 		f.Put32(pos, e.Type)
