@@ -26,6 +26,12 @@ import (
 // partnerProject is the id of another tenant's project in every local cloud.
 const partnerProject = "0000000000000000000000000000beef"
 
+// An agency of every local cloud: whoever has a key may act through it.
+const (
+	agencyName    = "imsprep-agency"
+	partnerDomain = "partner"
+)
+
 // shutdownTime is how long requests in progress may take when the cloud stops.
 const shutdownTime = 2 * time.Second
 
@@ -38,6 +44,7 @@ type config struct {
 	account          imstest.Account
 	user             imstest.User
 	layout           bitmap.Layout
+	deny             []string // rights that the key and the user lack, see imstest.Denied
 	ims              imstest.Options // the rest of the simulator's settings
 }
 
@@ -74,8 +81,12 @@ func startCloud(ctx context.Context, cfg config) (_ *cloud, err error) {
 	}
 	o := cfg.ims
 	o.Region, o.Layout = cfg.region, cfg.layout
-	o.Accounts = []imstest.Account{cfg.account}
-	o.Users = []imstest.User{cfg.user}
+	// What is denied to the key and the user may still be done through the agency.
+	key, user := cfg.account, cfg.user
+	key.Deny, user.Deny = cfg.deny, cfg.deny
+	o.Accounts = []imstest.Account{key}
+	o.Users = []imstest.User{user}
+	o.Agencies = []imstest.Agency{{Name: agencyName, Domain: partnerDomain}}
 	// Somebody to share images with: requests with this project's id speak for it.
 	if o.Partners == nil {
 		o.Partners = []imstest.Project{{ID: partnerProject, Name: cfg.region + "-partner"}}
@@ -85,7 +96,7 @@ func startCloud(ctx context.Context, cfg config) (_ *cloud, err error) {
 
 	root := auth.Account{Access: cfg.account.AccessKey, Secret: cfg.account.SecretKey, Role: auth.RoleAdmin}
 	c.gateway, err = startGateway(ctx, gatewayOptions{
-		dir: c.dir, region: cfg.region, addr: cfg.obsAddr, root: root, accounts: accounts{c.ims},
+		dir: c.dir, region: cfg.region, addr: cfg.obsAddr, root: root, accounts: accounts{c.ims}, deny: cfg.deny,
 	})
 	if err != nil {
 		return nil, err

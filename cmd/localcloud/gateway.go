@@ -41,6 +41,7 @@ type gatewayOptions struct {
 	addr     string // host:port; port 0 for a free one
 	root     auth.Account
 	accounts auth.IAMService
+	deny     []string // rights that nobody has, see imstest.Denied
 }
 
 // gateway is a running object storage.
@@ -118,6 +119,7 @@ func listenGateway(ctx context.Context, o gatewayOptions, store *sparseStore) (*
 		S3Options: []s3api.Option{
 			s3api.WithOnListen(func() { close(ready) }),
 			s3api.WithMiddleware("/", likeOBS),
+			s3api.WithMiddleware("/", denying(o.deny)),
 		},
 	}
 	go func() { g.done <- embedgw.RunVersityGW(runCtx, store, cfg) }()

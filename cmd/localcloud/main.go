@@ -42,7 +42,8 @@ termination signals are passed on to it.
 
 The access key and its secret are random unless LOCALCLOUD_ACCESS_KEY and
 LOCALCLOUD_SECRET_KEY are set; so is the password of the user "tester" of the
-account "local" (LOCALCLOUD_PASSWORD).
+account "local" (LOCALCLOUD_PASSWORD). The agency "imsprep-agency" of the account
+"partner" may be assumed by both.
 
 Flags:
 `
@@ -126,7 +127,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 			return nil, errors.New("no command to run is given")
 		}
 	}
-	var buckets stringList
+	var buckets, deny stringList
 	var layout string
 	faults := &s.ims.Faults
 	f := flag.NewFlagSet("localcloud", flag.ContinueOnError)
@@ -138,6 +139,8 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.StringVar(&s.dir, "dir", "", "keep the data in this `directory`; without it, in a temporary one that is removed")
 	f.StringVar(&s.region, "region", imstest.DefaultRegion, "the region's `id`")
 	f.Var(&buckets, "bucket", "make a bucket of this `name`; may be repeated (default images)")
+	f.Var(&deny, "deny", "take a `right` away from the key and the user, such as ims:images:create or ims:* or obs:object:DeleteObject; may be repeated")
+	f.StringVar(&s.user.Passcode, "passcode", "", "the `code` that the user's virtual MFA device shows; a password alone gets no token then")
 	f.StringVar(&s.obsAddr, "obs-addr", "127.0.0.1:0", "`address` of the object storage; port 0 takes a free one")
 	f.StringVar(&s.imsAddr, "ims-addr", "127.0.0.1:0", "`address` of the simulated IMS and IAM")
 	f.BoolVar(&s.token, "token", false, "give a user and a password in the environment instead of an access key")
@@ -177,7 +180,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 			return nil, err
 		}
 	}
-	s.buckets = buckets
+	s.buckets, s.deny = buckets, deny
 	if len(buckets) == 0 {
 		s.buckets = []string{"images"}
 	}
@@ -188,7 +191,8 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	if s.account.AccessKey == "" {
 		s.account = imstest.Account{AccessKey: randomKey(20), SecretKey: randomKey(40)}
 	}
-	s.user = imstest.User{ID: strings.ToLower(randomKey(32)), Name: "tester", Domain: "local", Password: os.Getenv("LOCALCLOUD_PASSWORD")}
+	s.user.ID, s.user.Name, s.user.Domain = strings.ToLower(randomKey(32)), "tester", "local"
+	s.user.Password = os.Getenv("LOCALCLOUD_PASSWORD")
 	if s.user.Password == "" {
 		s.user.Password = randomKey(24)
 	}
