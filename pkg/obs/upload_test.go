@@ -48,12 +48,7 @@ func (d *disk) ReadRange(ctx context.Context, p []byte, off int64) (bool, error)
 	if n, err := d.content.ReadAt(p, off); n != len(p) {
 		return false, fmt.Errorf("read %d of %d: %w", n, len(p), err)
 	}
-	for _, b := range p {
-		if b != 0 {
-			return false, nil
-		}
-	}
-	return true, nil
+	return obstest.IsZero(p), nil
 }
 
 // repeated returns the first byte asked for twice, -1 for none.

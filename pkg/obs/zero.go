@@ -4,8 +4,6 @@ package obs
 
 import (
 	"context"
-	"crypto/md5"
-	"encoding"
 	"errors"
 	"fmt"
 	"io"
@@ -212,41 +210,4 @@ func (z *zeros) Seek(off int64, whence int) (int64, error) {
 	}
 	z.pos = off
 	return off, nil
-}
-
-// zeroSumGrid is how far apart the states are that zeroSums remembers, in bytes.
-const zeroSumGrid = 4 << 20
-
-// zeroSums knows the MD5 of n zeros. It remembers the hash's state at every step of a grid, so that
-// the many lengths of a plan cost one pass over the longest.
-type zeroSums struct {
-	mu     sync.Mutex
-	sums   map[int64]sum
-	states [][]byte // after (i+1) × zeroSumGrid zeros
-}
-
-func (s *zeroSums) of(n int64) sum {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if v, ok := s.sums[n]; ok {
-		return v
-	}
-	h := md5.New()
-	at := min(n/zeroSumGrid, int64(len(s.states)))
-	if at > 0 {
-		// It cannot fail on what MarshalBinary made.
-		_ = h.(encoding.BinaryUnmarshaler).UnmarshalBinary(s.states[at-1])
-	}
-	for ; at < n/zeroSumGrid; at++ {
-		_, _ = io.Copy(h, newZeros(zeroSumGrid)) // neither side can fail
-		state, _ := h.(encoding.BinaryMarshaler).MarshalBinary()
-		s.states = append(s.states, state)
-	}
-	_, _ = io.Copy(h, newZeros(n%zeroSumGrid))
-	v := sum(h.Sum(nil))
-	if s.sums == nil {
-		s.sums = map[int64]sum{}
-	}
-	s.sums[n] = v
-	return v
 }

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package obs
+
+import (
+	"crypto/md5"
+	"encoding"
+	"io"
+	"math/rand/v2"
+	"testing"
+)
+
+func TestZeroSums(t *testing.T) {
+	var s zeroSums
+	for _, n := range []int64{0, 1, zeroSumGrid - 1, 5 * zeroSumGrid, zeroSumGrid, 2*zeroSumGrid + 3, 9*zeroSumGrid + 1, 5 * zeroSumGrid,
+		zeroStateGrid - 1, zeroStateGrid, zeroStateGrid + zeroSumGrid + 5} {
+		if want := sum(md5.Sum(make([]byte, n))); s.of(n) != want {
+			t.Errorf("%d zeros: %s instead of %s", n, s.of(n).hex(), want.hex())
+		}
+	}
+}
+
+// Each state leads to the next one, so a wrong one shows in two links. Some links a run are enough.
+func TestZeroStates(t *testing.T) {
+	const last = MaxPartSize / zeroStateGrid
+	if zeroState(last) == nil || zeroState(last+1) != nil || zeroState(0) != nil {
+		t.Fatal("the states do not end at the longest part")
+	}
+	for _, i := range []int64{0, last - 1, rand.Int64N(last), rand.Int64N(last)} {
+		h := md5.New()
+		if i > 0 {
+			if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(zeroState(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, _ = io.Copy(h, newZeros(zeroStateGrid))
+		got, _ := h.(encoding.BinaryMarshaler).MarshalBinary()
+		if string(got) != string(zeroState(i+1)) {
+			t.Errorf("the state after %d × %d zeros is %x, not %x", i+1, zeroStateGrid, got, zeroState(i+1))
+		}
+	}
+}
