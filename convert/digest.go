@@ -328,6 +328,14 @@ func (s *Scanner) Digest(ctx context.Context) (Digest, error) {
 	return t.sum(), nil
 }
 
+// digestTo stores the digest in d, unless d is nil.
+func (s *Scanner) digestTo(ctx context.Context, d *Digest) (err error) {
+	if d != nil {
+		*d, err = s.Digest(ctx)
+	}
+	return err
+}
+
 // BlockDigests calls fn with every block of [DigestBlock] bytes that isn't all zeros, in order; the same
 // must have been read as for [Scanner.Digest].
 func (s *Scanner) BlockDigests(ctx context.Context, fn func(block int64, sum BlockDigest) error) error {

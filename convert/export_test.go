@@ -2,7 +2,11 @@
 
 package convert
 
-import "os"
+import (
+	"encoding/binary"
+	"hash/crc32"
+	"os"
+)
 
 // Detect gives the names of the signatures found.
 func Detect(head, tail []byte) []string {
@@ -18,3 +22,8 @@ func RAWName(name string) bool { return rawName(name) }
 
 // OpenNonblock opens a file without waiting.
 func OpenNonblock(path string) (*os.File, error) { return openNonblock(path, true) }
+
+// SealNote adds the checksum that a note ends with.
+func SealNote(b []byte) []byte {
+	return binary.BigEndian.AppendUint32(append([]byte(nil), b...), crc32.Checksum(b, castagnoli))
+}

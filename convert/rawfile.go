@@ -19,6 +19,7 @@ type RAWOptions struct {
 	Overwrite bool          // replace an existing regular file
 	Marker    Marker        // learns where data is, may be nil
 	Progress  func(n int64) // see [ScanOptions]
+	Digest    *Digest       // becomes img's digest when all went well; nil computes none
 }
 
 // WriteRAW writes the content of img to a sparse file at path, in which zeros are holes. The file
@@ -28,6 +29,9 @@ type RAWOptions struct {
 // fs.ErrExist).
 func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (ScanStats, error) {
 	s := NewScanner(img, o.Marker)
+	if o.Digest != nil {
+		s.WithDigest()
+	}
 	err := WriteFile(ctx, img, path, o.Overwrite, func(f *os.File) error {
 		if err := prepareSparse(f); err != nil {
 			return err
@@ -35,9 +39,13 @@ func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (
 		if err := f.Truncate(img.Size()); err != nil {
 			return err
 		}
-		return Scan(ctx, s, ScanOptions{Workers: o.Workers, Progress: o.Progress}, func(off int64, p []byte) error {
+		err := Scan(ctx, s, ScanOptions{Workers: o.Workers, Progress: o.Progress}, func(off int64, p []byte) error {
 			return writeSparse(f, p, off)
 		})
+		if err != nil {
+			return err
+		}
+		return s.digestTo(ctx, o.Digest)
 	})
 	return s.Stats(), err
 }

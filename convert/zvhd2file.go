@@ -21,6 +21,7 @@ type ZVHD2Options struct {
 	Overwrite bool          // [WriteZVHD2] alone: replace an existing regular file
 	Marker    Marker        // learns where data is, may be nil; blocks of [zvhd2.BlockSize]
 	Progress  func(n int64) // called with every number of bytes of the disk done, from several goroutines
+	Digest    *Digest       // becomes img's digest when all went well; nil computes none
 }
 
 // OpenZVHD2 opens the ZVHD2 image in the size bytes of r, with the virtual size that a cloud shows: whole
@@ -54,6 +55,9 @@ func WriteZVHD2(ctx context.Context, img image.Image, path string, o ZVHD2Option
 // up to 512 bytes. What w got is an image only if the error is nil.
 func EncodeZVHD2(ctx context.Context, img image.Image, w io.Writer, o ZVHD2Options) (ScanStats, error) {
 	s := NewScanner(img, o.Marker)
+	if o.Digest != nil {
+		s.WithDigest()
+	}
 	if o.Progress == nil {
 		o.Progress = func(int64) {}
 	}
@@ -67,7 +71,10 @@ func EncodeZVHD2(ctx context.Context, img image.Image, w io.Writer, o ZVHD2Optio
 		_ = zw.Close() // its error is the one that WriteFrom gave
 		return s.Stats(), err
 	}
-	return s.Stats(), zw.Close()
+	if err := zw.Close(); err != nil {
+		return s.Stats(), err
+	}
+	return s.Stats(), s.digestTo(ctx, o.Digest)
 }
 
 // blockSource reads the disk's last block up to a whole sector, and counts.
