@@ -120,7 +120,13 @@ func (e *Error) Hint() string {
 		return skewText(e.ClockSkew) + "; requests are refused when the clocks differ by some minutes. " +
 			"Set this machine's clock and try again."
 	}
-	if info, ok := lookupCode(e.Code); ok && info.hint != "" {
+	info, _ := lookupCode(e.Code)
+	if e.Status == http.StatusForbidden && e.Kind == KindPermission && (info.hint == "" || strings.HasSuffix(e.Code, ".0302")) {
+		if hint := missingRight(e); hint != "" {
+			return hint
+		}
+	}
+	if info.hint != "" {
 		return info.hint
 	}
 	if isCertificateError(e.Err) {
@@ -168,15 +174,6 @@ func KindOf(err error) Kind {
 		return k.ErrorKind()
 	}
 	return KindUnknown
-}
-
-// HintOf finds what an error of this package, however wrapped, advises to do next; may be empty.
-func HintOf(err error) string {
-	var h interface{ Hint() string }
-	if errors.As(err, &h) {
-		return h.Hint()
-	}
-	return ""
 }
 
 // ErrorKind returns the field Kind; see [KindOf].

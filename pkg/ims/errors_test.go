@@ -203,10 +203,10 @@ func TestCodeTable(t *testing.T) {
 
 func TestKindAndHintThroughWrapping(t *testing.T) {
 	e := fmt.Errorf("while: %w", errors.Join(errors.New("x"), &Error{Kind: KindQuota, Code: "IMG.0015"}))
-	if KindOf(e) != KindQuota || !strings.Contains(HintOf(e), "quota") {
-		t.Errorf("kind %v, hint %q", KindOf(e), HintOf(e))
+	if KindOf(e) != KindQuota || !strings.Contains(hintOf(e), "quota") {
+		t.Errorf("kind %v, hint %q", KindOf(e), hintOf(e))
 	}
-	if KindOf(errors.New("x")) != KindUnknown || HintOf(errors.New("x")) != "" || KindOf(nil) != KindUnknown {
+	if KindOf(errors.New("x")) != KindUnknown || hintOf(errors.New("x")) != "" || KindOf(nil) != KindUnknown {
 		t.Error("a foreign error has a kind")
 	}
 	// The cause is transient, repeating is not the cure.

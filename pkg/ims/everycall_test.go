@@ -30,7 +30,9 @@ type service struct {
 	disk    []byte
 }
 
-func newService(t *testing.T) *service {
+func newService(t *testing.T) *service { return serviceWith(t, imstest.Options{}) }
+
+func serviceWith(t *testing.T, o imstest.Options) *service {
 	t.Helper()
 	s := &service{t: t, objects: &imstest.MemoryObjects{}, disk: make([]byte, 1<<20)}
 	copy(s.disk[4096:], "a disk")
@@ -39,13 +41,11 @@ func newService(t *testing.T) *service {
 		s.objects.Put("bkt", key, s.disk, "")
 	}
 	s.objects.Put("bkt", "wrong.qcow2", append([]byte("QFI\xfb"), s.disk...), "")
-	s.Server = imstest.New(imstest.Options{
-		Accounts: []imstest.Account{{AccessKey: "AKTEST", SecretKey: "the-secret"}},
-		Users:    []imstest.User{{ID: "u1", Name: "user", Password: "the-password", Domain: "account"}},
-		Partners: []imstest.Project{{ID: partner, Name: "partner"}},
-		Objects:  s.objects,
-		TempDir:  t.TempDir(),
-	})
+	o.Accounts = []imstest.Account{{AccessKey: "AKTEST", SecretKey: "the-secret"}}
+	o.Users = append(o.Users, imstest.User{ID: "u1", Name: "user", Password: "the-password", Domain: "account"})
+	o.Partners = []imstest.Project{{ID: partner, Name: "partner"}}
+	o.Objects, o.TempDir = s.objects, t.TempDir()
+	s.Server = imstest.New(o)
 	front := httptest.NewServer(s.Server)
 	s.url = front.URL
 	t.Cleanup(func() { front.Close(); s.Close() })
@@ -537,7 +537,7 @@ func TestLostAnswers(t *testing.T) {
 		sent = 0
 		err := call()
 		var lost *ims.LostAnswerError
-		if !errors.As(err, &lost) || sent != 1 || ims.HintOf(err) == "" || ims.KindOf(err).Temporary() {
+		if !errors.As(err, &lost) || sent != 1 || lost.Hint() == "" || ims.KindOf(err).Temporary() {
 			t.Errorf("%s: sent %d times, %v", name, sent, err)
 		}
 	}

@@ -186,7 +186,7 @@ func TestWaitJobFails(t *testing.T) {
 			t.Errorf("%q does not hold %q", err, s)
 		}
 	}
-	if h := HintOf(err); !strings.Contains(h, "object") || !strings.Contains(h, testImage) {
+	if h := hintOf(err); !strings.Contains(h, "object") || !strings.Contains(h, testImage) {
 		t.Errorf("hint %q", h)
 	}
 	if KindOf(err) != KindInvalid {
@@ -277,8 +277,8 @@ func TestWaitJobLimit(t *testing.T) {
 				t.Errorf("%q does not hold %q", err, s)
 			}
 		}
-		if !strings.Contains(HintOf(err), "do not import again") {
-			t.Errorf("hint %q", HintOf(err))
+		if !strings.Contains(hintOf(err), "do not import again") {
+			t.Errorf("hint %q", hintOf(err))
 		}
 		// With the service down all the time.
 		f.replies["GET "+progressPath] = []reply{status(503, "")}

@@ -196,3 +196,12 @@ func wantLines(t *testing.T, got []string, want ...string) {
 }
 
 func background() context.Context { return context.Background() }
+
+// hintOf is what an error advises to do next.
+func hintOf(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
+}
