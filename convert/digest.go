@@ -14,6 +14,8 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+
+	"github.com/lima-vm/go-qcow2reader/image"
 )
 
 // Grain is the unit in bytes in which a [Scanner] looks at a disk: ranges begin and end at multiples of
@@ -409,4 +411,26 @@ func (f *findings) known(off int64) (known bool, next int64) {
 	}
 	g := off / Grain
 	return p.known[i]>>(g%blockGrains)&1 == 1, (g + 1) * Grain
+}
+
+// SHA256 returns the plain SHA-256 of the disk's content, as sha256sum of its RAW file gives. Unlike the
+// digest it can't be computed in parallel: it reads the disk front to back, but for what is known to be
+// zeros, which it still hashes. progress, if not nil, is called with every number of bytes done.
+func SHA256(ctx context.Context, img image.Image, progress func(n int64)) (sum [sha256.Size]byte, err error) {
+	s := NewScanner(img, nil)
+	h := sha256.New()
+	buf := make([]byte, min(defaultChunk, s.size))
+	for off := int64(0); off < s.size; {
+		p := buf[:min(int64(len(buf)), s.size-off)]
+		if err := s.fill(ctx, p, off); err != nil {
+			return sum, err
+		}
+		h.Write(p)
+		off += int64(len(p))
+		if progress != nil {
+			progress(int64(len(p)))
+		}
+	}
+	h.Sum(sum[:0])
+	return sum, nil
 }
