@@ -54,27 +54,7 @@ func WriteZVHD2(ctx context.Context, img image.Image, path string, o ZVHD2Option
 // read once, in parallel, and blocks of zeros are left out. The disk in the image is img's size rounded
 // up to 512 bytes. What w got is an image only if the error is nil.
 func EncodeZVHD2(ctx context.Context, img image.Image, w io.Writer, o ZVHD2Options) (ScanStats, error) {
-	s := NewScanner(img, o.Marker)
-	if o.Digest != nil {
-		s.WithDigest()
-	}
-	if o.Progress == nil {
-		o.Progress = func(int64) {}
-	}
-	size := (img.Size() + 511) &^ 511
-	zw, err := zvhd2.NewWriter(w, size, o.Writer)
-	if err != nil {
-		return ScanStats{}, err
-	}
-	if err := zw.WriteFrom(ctx, &blockSource{s, o.Progress}, s.dataExtents(ctx, zvhd2.BlockSize, o.Progress)); err != nil {
-		zw.Abort()
-		_ = zw.Close() // its error is the one that WriteFrom gave
-		return s.Stats(), err
-	}
-	if err := zw.Close(); err != nil {
-		return s.Stats(), err
-	}
-	return s.Stats(), s.digestTo(ctx, o.Digest)
+	return NewZVHD2Stream(img, o).Encode(ctx, w)
 }
 
 // blockSource reads the disk's last block up to a whole sector, and counts.
@@ -94,11 +74,11 @@ func (b *blockSource) ReadRange(ctx context.Context, p []byte, off int64) (bool,
 	return zero, err
 }
 
-// dataExtents iterates over the extents that aren't known to be zero, and counts the blocks that none of
-// them touches as done.
-func (s *Scanner) dataExtents(ctx context.Context, block int64, progress func(n int64)) iter.Seq2[image.Extent, error] {
+// dataExtents iterates over the extents from a block's beginning on that aren't known to be zero, and
+// counts the blocks that none of them touches as done.
+func (s *Scanner) dataExtents(ctx context.Context, from, block int64, progress func(n int64)) iter.Seq2[image.Extent, error] {
 	return func(yield func(image.Extent, error) bool) {
-		next := int64(0) // first byte that is neither skipped nor in a block with data
+		next := from // first byte that is neither skipped nor in a block with data
 		skip := func(to int64) {
 			if to = min(to, s.size); to > next {
 				s.zero.Add(to - next)
@@ -107,7 +87,7 @@ func (s *Scanner) dataExtents(ctx context.Context, block int64, progress func(n 
 			}
 		}
 		for e, err := range Extents(ctx, s.img) {
-			if err == nil && e.Zero {
+			if err == nil && (e.Zero || e.Start+e.Length <= from) {
 				continue
 			}
 			if err == nil {
