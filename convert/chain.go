@@ -54,6 +54,7 @@ func (c *chain) open(
 	if err != nil {
 		return nil, nil, in.refuse(f.name, err)
 	}
+	c.d.layers = append([]layer{{format: f.name, img: img, parent: parent, open: top.open}}, c.d.layers...)
 	return top, img, nil
 }
 

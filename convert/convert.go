@@ -123,7 +123,9 @@ type Disk struct {
 	in    *input
 	files []*sourceFile // every file that was opened, the image's own first
 	temps []io.Closer   // unpacked copies
-	info  Info
+	// layers are the images of the chain, the disk's own first.
+	layers []layer
+	info   Info
 
 	closeOnce sync.Once
 	closeErr  error

@@ -16,8 +16,8 @@ import (
 type mapExtent struct {
 	Start      int64 `json:"start"`
 	Length     int64 `json:"length"`
-	Depth      int   `json:"depth"`
-	Present    bool  `json:"present"` // some file of the chain says what is here
+	Depth      int   `json:"depth"`   // which file of the chain says what is here, 0 = the disk's own
+	Present    bool  `json:"present"` // that file has an entry for it
 	Zero       bool  `json:"zero"`    // known to read as zeros
 	Data       bool  `json:"data"`    // bytes are stored for it
 	Compressed bool  `json:"compressed"`
@@ -30,7 +30,7 @@ func (a *app) mapCommand() *cobra.Command {
 		GroupID: groupLocal,
 		Short:   "List a disk's extents: what is stored, what reads as zeros",
 		Long: `Map lists the extents of a disk from its tables, without reading its data. The JSON form has the
-keys of qemu-img map.`,
+keys of qemu-img map; depth tells which file of a chain decides, 0 for the disk's own.`,
 		Example: `  imsprep map web-01.qcow2
   imsprep map web-01.qcow2 --json`,
 		Args: a.args(cobra.ExactArgs(1)),
@@ -50,12 +50,12 @@ keys of qemu-img map.`,
 			if a.flags.json {
 				show, finish = a.mapJSON()
 			}
-			for e, err := range convert.Extents(cmd.Context(), disk) {
+			for e, err := range disk.Map(cmd.Context()) {
 				if err != nil {
 					return err
 				}
 				if err := show(mapExtent{
-					Start: e.Start, Length: e.Length, Present: e.Allocated,
+					Start: e.Start, Length: e.Length, Depth: e.Depth, Present: e.Present,
 					Zero: e.Zero, Data: e.Allocated && !e.Zero, Compressed: e.Compressed,
 				}); err != nil {
 					return err
