@@ -69,9 +69,11 @@ func size(n int64) string {
 	if n < 0 {
 		return "unknown"
 	}
-	short := humanize.IBytes(uint64(n))
 	if n < 1024 {
-		return short
+		return shortSize(n)
 	}
-	return fmt.Sprintf("%s (%s bytes)", short, humanize.Comma(n))
+	return fmt.Sprintf("%s (%s bytes)", shortSize(n), humanize.Comma(n))
 }
+
+// shortSize is a byte count, which isn't negative, for a column of a table.
+func shortSize(n int64) string { return humanize.IBytes(uint64(n)) }

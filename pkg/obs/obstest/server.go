@@ -211,6 +211,21 @@ func (s *Server) Uploads() []string {
 	return keys
 }
 
+// AddUpload begins an upload without a request and gives it parts, as somebody else might.
+func (s *Server) AddUpload(bucket, key string, parts ...*Content) (id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nextID++
+	id = fmt.Sprintf("%032d", s.nextID)
+	now := time.Now().Add(s.skew)
+	u := &pending{bucket: bucket, key: key, object: Object{Modified: now}, parts: map[int]part{}}
+	for n, c := range parts {
+		u.parts[n+1] = part{content: c, etag: s.etagOf(c), modified: now}
+	}
+	s.uploads[id] = u
+	return id
+}
+
 // AbortUploads removes the unfinished uploads of a key, as somebody else might.
 func (s *Server) AbortUploads(key string) {
 	s.mu.Lock()
@@ -652,8 +667,9 @@ func (s *Server) listObjects(w http.ResponseWriter, q *Request) {
 	writeXML(w, out)
 }
 
-// Backdate makes an object and the unfinished uploads of a key look older. Parts keep their times.
-func (s *Server) Backdate(bucket, key string, d time.Duration) {
+// Backdate makes an object and the unfinished uploads of a key look older. Parts keep their times,
+// unless withParts is set.
+func (s *Server) Backdate(bucket, key string, d time.Duration, withParts bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if o := s.buckets[bucket][key]; o != nil {
@@ -664,6 +680,12 @@ func (s *Server) Backdate(bucket, key string, d time.Duration) {
 	for _, u := range s.uploads {
 		if u.bucket == bucket && u.key == key {
 			u.object.Modified = u.object.Modified.Add(-d)
+			for n, p := range u.parts {
+				if withParts {
+					p.modified = p.modified.Add(-d)
+					u.parts[n] = p
+				}
+			}
 		}
 	}
 }

@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imsprep/imsprep/pkg/obs"
+)
+
+// LeftoverKind says what a leftover is.
+type LeftoverKind string
+
+// Kinds of leftovers.
+const (
+	LeftoverUpload     LeftoverKind = "upload"      // an unfinished multipart upload, which costs what its parts take
+	LeftoverZeros      LeftoverKind = "zeros"       // zeros that one run copied from
+	LeftoverSharedZero LeftoverKind = "shared-zero" // zeros kept for the next imports to copy from
+	LeftoverPiece      LeftoverKind = "piece"       // a part's content, put together beside the object
+	LeftoverCompanion  LeftoverKind = "companion"   // a bitmap or an account whose object is gone
+	LeftoverObject     LeftoverKind = "object"      // an uploaded disk that was kept, with its bitmap and account
+	LeftoverJournal    LeftoverKind = "journal"     // what a run remembered for resuming, on this machine
+)
+
+// What keys of helper objects are made of. They are as the upload makes them.
+const (
+	zeroMark      = ".imsprep-zero-"
+	pieceMark     = ".imsprep-piece-"
+	sharedZeros   = "imsprep-zeros/"
+	accountSuffix = ".imsprep.json"
+)
+
+// Leftover is something that a run has left, in the bucket or on this machine.
+type Leftover struct {
+	Kind     LeftoverKind `json:"kind"`
+	Bucket   string       `json:"bucket,omitempty"`
+	Key      string       `json:"key,omitempty"`
+	UploadID string       `json:"upload_id,omitempty"`
+	Path     string       `json:"path,omitempty"`   // of a journal
+	RunID    string       `json:"run_id,omitempty"` // of the run that made it, where known
+	Size     int64        `json:"size"`             // bytes; of an upload those of its parts
+	Parts    int          `json:"parts,omitempty"`  // of an upload
+	// Changed is when something last happened to it: the newest part of an upload, the object's
+	// making, the journal's writing.
+	Changed time.Time `json:"changed"`
+	Seconds int64     `json:"age_seconds"` // since Changed
+	// With are the keys of objects that go with it.
+	With []string `json:"with,omitempty"`
+	Why  string   `json:"why"` // it is a leftover
+	// Keep says why it is left alone; "" when it is to be removed.
+	Keep    string `json:"keep,omitempty"`
+	Removed bool   `json:"removed"`
+	Error   string `json:"error,omitempty"` // why it could not be removed
+
+	etag string
+	disk string // whose companion it is
+}
+
+// Name is where the leftover is, for people.
+func (l *Leftover) Name() string {
+	if l.Path != "" {
+		return l.Path
+	}
+	return "obs://" + l.Bucket + "/" + l.Key
+}
+
+// Cleanup says what to look for. Without a Bucket only journals are looked at.
+type Cleanup struct {
+	Bucket string
+	Prefix string // of keys
+	// OlderThan protects what changed more recently: another run may be using it.
+	OlderThan time.Duration
+	// KeptObjects takes disks that were uploaded and kept as leftovers, too.
+	KeptObjects bool
+	// Resumable takes what the same command would go on with as leftovers, too.
+	Resumable bool
+	// Now, if not zero, is taken for the store's clock.
+	Now time.Time
+}
+
+// Leftovers is what was found.
+type Leftovers struct {
+	List []*Leftover
+	// Foreign counts unfinished uploads of keys that this program doesn't use. They are left alone.
+	Foreign int
+}
+
+// leftoverSearch is one look through a bucket.
+type leftoverSearch struct {
+	*Importer
+	Cleanup
+	found   Leftovers
+	uploads []*Leftover
+	objects map[string]obs.ListedObject
+}
+
+// FindLeftovers looks for what runs have left. It changes nothing. Of objects only those are taken that
+// carry this program's mark; whose an unfinished upload is can't be told from outside, so those are
+// taken whose key is one that this program uses.
+func (i *Importer) FindLeftovers(ctx context.Context, c Cleanup) (*Leftovers, error) {
+	s := &leftoverSearch{Importer: i, Cleanup: c, objects: map[string]obs.ListedObject{}}
+	if c.Bucket == "" {
+		return &s.found, nil
+	}
+	info, err := i.OBS.CheckBucket(ctx, c.Bucket)
+	if err != nil {
+		return nil, err
+	}
+	if s.Now.IsZero() {
+		// Ages are by the store's clock, which made the times.
+		if s.Now = info.Date; s.Now.IsZero() {
+			s.Now = time.Now()
+		}
+	}
+	if err := s.findUploads(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.findObjects(ctx); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(s.found.List, func(a, b *Leftover) int {
+		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.UploadID, b.UploadID))
+	})
+	return &s.found, nil
+}
+
+// add takes a leftover into the list, or notes why it is left alone.
+func (s *leftoverSearch) add(l *Leftover) {
+	l.Bucket = s.Bucket
+	age := max(0, s.Now.Sub(l.Changed))
+	l.Seconds = int64(age / time.Second)
+	if l.Keep == "" && age < s.OlderThan {
+		l.Keep = fmt.Sprintf("it changed less than %v ago: a run may be using it", s.OlderThan)
+	}
+	s.found.List = append(s.found.List, l)
+}
+
+func isDiskKey(key string) bool {
+	ext := path.Ext(key)
+	return ext == FormatRAW.Ext() || ext == FormatZVHD2.Ext()
+}
+
+// helperOf says what a helper object's key belongs to: the disk's key, and what it is.
+func helperOf(key string) (disk string, kind LeftoverKind, ok bool) {
+	if strings.HasPrefix(key, sharedZeros) {
+		return "", LeftoverSharedZero, true
+	}
+	if disk, _, ok := strings.Cut(key, zeroMark); ok {
+		return disk, LeftoverZeros, true
+	}
+	if disk, _, ok := strings.Cut(key, pieceMark); ok {
+		return disk, LeftoverPiece, true
+	}
+	return "", "", false
+}
+
+// findUploads looks at all unfinished uploads of the bucket, for they tell whether helpers are in use;
+// only those under the prefix are leftovers.
+func (s *leftoverSearch) findUploads(ctx context.Context) error {
+	list, err := s.OBS.ListUploads(ctx, s.Bucket, "")
+	if err != nil {
+		return err
+	}
+	for _, u := range list {
+		_, kind, helper := helperOf(u.Key)
+		under := strings.HasPrefix(u.Key, s.Prefix)
+		if !helper && !isDiskKey(u.Key) {
+			if under {
+				s.found.Foreign++
+			}
+			continue
+		}
+		content, err := s.OBS.UploadContent(ctx, s.Bucket, u.Key, u.ID)
+		if obs.KindOf(err) == obs.KindNotFound {
+			continue // it ended meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		l := &Leftover{
+			Kind: LeftoverUpload, Key: u.Key, UploadID: u.ID, Size: content.Size, Parts: content.Parts,
+			Changed: u.Initiated, Why: "an upload that was never finished; nobody but its maker can say whose",
+		}
+		if content.LastPart.After(l.Changed) {
+			l.Changed = content.LastPart
+		}
+		if helper {
+			l.Why = helperWhy[kind] + ", not finished"
+		}
+		s.uploads = append(s.uploads, l)
+		if under {
+			s.add(l)
+		}
+	}
+	return nil
+}
+
+var helperWhy = map[LeftoverKind]string{
+	LeftoverZeros:      "zeros that a run copied from and had no time to remove",
+	LeftoverSharedZero: "zeros that were kept for the next imports to copy from",
+	LeftoverPiece:      "a piece of a disk that a run had no time to remove",
+}
+
+// lastUse is when something last happened that may need the helpers of a disk: a helper can be much
+// older than the last part of the upload that copies from it.
+func (s *leftoverSearch) lastUse(disk string, kind LeftoverKind) time.Time {
+	var last time.Time
+	for _, u := range s.uploads {
+		if (kind == LeftoverSharedZero || u.Key == disk) && u.Changed.After(last) {
+			last = u.Changed
+		}
+	}
+	return last
+}
+
+func (s *leftoverSearch) findObjects(ctx context.Context) error {
+	for o, err := range s.OBS.ListObjects(ctx, s.Bucket, s.Prefix) {
+		if err != nil {
+			return err
+		}
+		_, _, helper := helperOf(o.Key)
+		if helper || isDiskKey(o.Key) || path.Ext(o.Key) == ".mf" || strings.HasSuffix(o.Key, accountSuffix) {
+			s.objects[o.Key] = o
+		}
+	}
+	var candidates []*Leftover
+	for key, o := range s.objects {
+		l := &Leftover{Key: key, Size: o.Size, Changed: o.Modified}
+		disk, kind, helper := helperOf(key)
+		account, isAccount := strings.CutSuffix(key, accountSuffix)
+		switch {
+		case helper:
+			l.Kind, l.Why = kind, helperWhy[kind]
+			if use := s.lastUse(disk, kind); use.After(l.Changed) {
+				l.Changed = use
+			}
+		case isAccount:
+			if s.known(account) {
+				continue
+			}
+			l.Kind, l.Why, l.disk = LeftoverCompanion, "the account of an uploaded disk that is gone", account
+		case path.Ext(key) == ".mf":
+			l.disk = strings.TrimSuffix(key, ".mf") + FormatRAW.Ext()
+			if s.known(l.disk) {
+				continue
+			}
+			l.Kind, l.Why = LeftoverCompanion, "the bitmap of an uploaded disk that is gone"
+		case s.KeptObjects:
+			l.Kind, l.Why = LeftoverObject, "an uploaded disk that was kept"
+			for _, with := range []string{BitmapKey(key), key + accountSuffix} {
+				if o, ok := s.objects[with]; ok && (with != BitmapKey(key) || path.Ext(key) == FormatRAW.Ext()) {
+					l.With = append(l.With, with)
+					l.Size += o.Size
+				}
+			}
+		default:
+			continue
+		}
+		candidates = append(candidates, l)
+	}
+	// Only what carries our mark is ours, whatever it is called.
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(cleanupWorkers)
+	for _, l := range candidates {
+		g.Go(func() error {
+			info, err := s.OBS.Stat(gctx, s.Bucket, l.Key)
+			if err != nil && obs.KindOf(err) != obs.KindNotFound {
+				return err
+			}
+			l.RunID, l.etag = info.Metadata[obs.RunIDMetadata], info.ETag
+			if l.disk != "" && l.RunID != "" {
+				// Under a prefix the disk itself may not have been listed.
+				switch _, err := s.OBS.Stat(gctx, s.Bucket, l.disk); {
+				case err == nil:
+					l.RunID = ""
+				case obs.KindOf(err) != obs.KindNotFound:
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, l := range candidates {
+		if l.RunID != "" {
+			s.add(l)
+		}
+	}
+	return nil
+}
+
+// known tells whether a disk was listed in the bucket, or is on its way there.
+func (s *leftoverSearch) known(key string) bool {
+	_, ok := s.objects[key]
+	return ok || !s.lastUse(key, "").IsZero()
+}
+
+// cleanupWorkers is how many leftovers are looked at or removed at a time.
+const cleanupWorkers = 4
+
+// CleanupError is a clean-up that could not remove everything.
+type CleanupError struct {
+	Failed int
+	Err    error // of the first
+}
+
+func (e *CleanupError) Error() string {
+	if e.Failed == 1 {
+		return e.Err.Error()
+	}
+	return fmt.Sprintf("%d leftovers could not be removed, the first: %v", e.Failed, e.Err)
+}
+func (e *CleanupError) Unwrap() error { return e.Err }
+
+// RemoveLeftovers removes what was found, except what is to be kept, and makes sure that it is gone.
+// done, if not nil, is told of each, one at a time. An object that isn't the one that was found any more is
+// left alone. What could not be removed has its Error set; the error is a *CleanupError then, or says
+// that ctx ended.
+func (i *Importer) RemoveLeftovers(ctx context.Context, found *Leftovers, done func(*Leftover)) error {
+	var mu sync.Mutex
+	var failed CleanupError
+	remove := func(list []*Leftover) {
+		var g errgroup.Group
+		g.SetLimit(cleanupWorkers)
+		for _, l := range list {
+			g.Go(func() error {
+				if ctx.Err() != nil {
+					return nil
+				}
+				err := i.removeLeftover(ctx, l)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					l.Error = err.Error()
+					if failed.Failed++; failed.Err == nil {
+						failed.Err = err
+					}
+				}
+				if done != nil {
+					done(l)
+				}
+				return nil
+			})
+		}
+		_ = g.Wait()
+	}
+	var uploads, objects []*Leftover
+	for _, l := range found.List {
+		switch {
+		case l.Keep != "" || l.Removed:
+		case l.Kind == LeftoverUpload:
+			uploads = append(uploads, l)
+		default:
+			objects = append(objects, l)
+		}
+	}
+	remove(uploads) // first: one that is being completed may bring an object back
+	remove(objects)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case failed.Err != nil:
+		return &failed
+	}
+	return nil
+}
+
+func (i *Importer) removeLeftover(ctx context.Context, l *Leftover) error {
+	if l.Kind == LeftoverUpload {
+		if err := i.OBS.AbortUpload(ctx, l.Bucket, l.Key, l.UploadID); err != nil {
+			return err
+		}
+		l.Removed = true
+		return nil
+	}
+	// What goes with an object goes before it, so that nothing is left that is found less easily.
+	for _, key := range l.With {
+		if err := i.removeOurs(ctx, l.Bucket, key, ""); err != nil {
+			return err
+		}
+	}
+	if err := i.removeOurs(ctx, l.Bucket, l.Key, l.etag); err != nil {
+		return err
+	}
+	l.Removed = true
+	return nil
+}
+
+// errReplaced is in the chain of the error for an object that was replaced while it was to be removed.
+var errReplaced = errors.New("it was replaced meanwhile, and was left alone")
+
+// removeOurs deletes an object that carries our mark and, if etag isn't empty, has that ETag. Another
+// one is left alone: silently if it merely goes with something, else with an error.
+func (i *Importer) removeOurs(ctx context.Context, bucket, key, etag string) error {
+	info, err := i.OBS.Stat(ctx, bucket, key)
+	switch {
+	case obs.KindOf(err) == obs.KindNotFound:
+		return nil
+	case err != nil:
+		return err
+	case etag != "" && info.ETag != etag:
+		return fmt.Errorf("obs://%s/%s: %w", bucket, key, errReplaced)
+	case info.Metadata[obs.RunIDMetadata] == "":
+		return nil
+	}
+	if err := i.OBS.Delete(ctx, bucket, key); err != nil {
+		return err
+	}
+	switch _, err := i.OBS.Stat(ctx, bucket, key); {
+	case obs.KindOf(err) == obs.KindNotFound:
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("obs://%s/%s is still there after it was deleted", bucket, key)
+}
