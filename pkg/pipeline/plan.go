@@ -41,6 +41,9 @@ type Request struct {
 	// MinDisk of 0 becomes the smallest that fits.
 	Image      ims.QuickImport
 	Generation ims.Generation
+	// ImportPath is the service's call to use, "" is PathAuto; Extras are what only some of them offer.
+	ImportPath Path
+	Extras     Extras
 
 	Layout            bitmap.Layout // of RAW's bitmap; without a name the default one
 	ConfirmedLayouts  []string      // layouts known to be right on this cloud
@@ -69,8 +72,11 @@ type Request struct {
 // Plan is an import that has been thought through. Close it: it holds the disk open.
 type Plan struct {
 	Request Request
-	Disk    *convert.Disk
-	Format  Format        // FormatRAW or FormatZVHD2
+	Disk    *convert.Disk // what is sent: the disk or, with AsIs, the file that it is in
+	Source  convert.Info  // of the disk
+	Path    Path          // never PathAuto; "" for an upload alone
+	Why     string        // why that path
+	Format  Format        // FormatRAW, FormatZVHD2 or, with AsIs, the file's own
 	Reason  string        // why that format
 	Parts   *obs.Plan     // of RAW; nil for ZVHD2, whose length isn't known beforehand
 	Layout  bitmap.Layout // of RAW's bitmap
@@ -79,6 +85,7 @@ type Plan struct {
 	Warnings []string
 
 	bitmap []byte // as Request.MakeBitmap made it
+	choice choice
 }
 
 // Close closes the disk.
@@ -86,7 +93,10 @@ func (p *Plan) Close() error { return p.Disk.Close() }
 
 // keys are the objects that the plan makes.
 func (p *Plan) keys() []string {
-	if p.Format == FormatRAW {
+	switch {
+	case p.choice.direct:
+		return nil
+	case p.choice.bitmap:
 		return []string{p.Request.Key, BitmapKey(p.Request.Key)}
 	}
 	return []string{p.Request.Key}
@@ -120,6 +130,9 @@ func DefaultKey(source, runID string, f Format) string {
 // names already taken. The first problem ends it: a *convert.RefusedError for the disk, a
 // *ims.ValidationError for the request, a *CheckError or the clients' own errors for the rest.
 func (i *Importer) Plan(ctx context.Context, r Request) (*Plan, error) {
+	if r.ImportPath == "" {
+		r.ImportPath = PathAuto
+	}
 	p, err := i.planUpload(ctx, r)
 	if err != nil {
 		return nil, err
@@ -132,6 +145,7 @@ func (i *Importer) Plan(ctx context.Context, r Request) (*Plan, error) {
 
 // PlanUpload is [Importer.Plan] for an upload alone: the image's fields are not looked at.
 func (i *Importer) PlanUpload(ctx context.Context, r Request) (*Plan, error) {
+	r.ImportPath = ""
 	p, err := i.planUpload(ctx, r)
 	if err != nil {
 		return nil, err
@@ -143,40 +157,41 @@ func (i *Importer) PlanUpload(ctx context.Context, r Request) (*Plan, error) {
 }
 
 func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err error) {
-	format, why, layout, err := chooseFormat(&r)
-	if err != nil {
-		return nil, err
-	}
-	runID := newRunID()
-	if r.Key == "" {
-		r.Key = DefaultKey(r.Source, runID, format)
-	}
-	if err := obs.ValidateBucket(r.Bucket, false); err != nil {
-		return nil, err
-	}
-	if err := obs.ValidateKey(r.Key); err != nil {
-		return nil, err
-	}
-	if path.Ext(r.Key) != format.Ext() {
-		return nil, &CheckError{
-			What:   fmt.Sprintf("the object's key %q doesn't end in %s", r.Key, format.Ext()),
-			Remedy: "The service tells an object's format by its name: choose a key that ends so, or another --format.",
-			Usage:  true,
-		}
-	}
-	disk, err := convert.Open(ctx, r.Source, r.Open)
-	if err != nil {
+	p := &Plan{Request: r, RunID: newRunID()}
+	if err := p.open(ctx, i.IMS == nil || i.IMS.SignsRequests()); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, disk.Close())
+			err = errors.Join(err, p.Disk.Close())
 		}
 	}()
-	p := &Plan{Request: r, Disk: disk, Format: format, Reason: why, Layout: layout, RunID: runID}
-	if format == FormatRAW {
-		p.Parts, err = obs.NewPlan(disk.Size(), obsExtents(ctx, disk), obs.PlanOptions{
-			BlockSize: max(layout.BlockSize, convert.Grain), // a scanner reads no smaller units
+	p.Warnings = slices.Concat(p.Source.Warnings, p.choice.warnings)
+	if p.choice.direct {
+		return p, nil
+	}
+	if p.Request.Bucket == "" {
+		return nil, &CheckError{What: "no bucket is named", Remedy: "Give --bucket, or set IMSPREP_BUCKET.", Usage: true}
+	}
+	if p.Request.Key == "" {
+		p.Request.Key = DefaultKey(r.Source, p.RunID, p.Format)
+	}
+	if err := obs.ValidateBucket(r.Bucket, false); err != nil {
+		return nil, err
+	}
+	if err := obs.ValidateKey(p.Request.Key); err != nil {
+		return nil, err
+	}
+	if path.Ext(p.Request.Key) != p.Format.Ext() {
+		return nil, &CheckError{
+			What:   fmt.Sprintf("the object's key %q doesn't end in %s", p.Request.Key, p.Format.Ext()),
+			Remedy: "The service tells an object's format by its name: choose a key that ends so, or another --format.",
+			Usage:  true,
+		}
+	}
+	if p.Format != FormatZVHD2 || p.choice.asIs {
+		p.Parts, err = obs.NewPlan(p.Disk.Size(), obsExtents(ctx, p.Disk), obs.PlanOptions{
+			BlockSize: max(p.Layout.BlockSize, convert.Grain), // a scanner reads no smaller units
 			PartSize:  r.PartSize,
 			Workers:   r.Workers,
 			ZeroCopy:  r.ZeroCopy,
@@ -185,13 +200,12 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 			return nil, err
 		}
 	}
-	p.Warnings = append(p.Warnings, disk.Info().Warnings...)
 	return p, nil
 }
 
 // makeBitmap has the bitmap made by the user's own tool, if there is one.
 func (p *Plan) makeBitmap(ctx context.Context) (err error) {
-	if p.Format == FormatRAW && p.Request.MakeBitmap != nil {
+	if p.choice.bitmap && p.Request.MakeBitmap != nil {
 		p.bitmap, err = p.Request.MakeBitmap(ctx, p.Disk)
 	}
 	return err
@@ -199,10 +213,10 @@ func (p *Plan) makeBitmap(ctx context.Context) (err error) {
 
 // planImport completes the image's fields and checks them, here and at the service.
 func (i *Importer) planImport(ctx context.Context, p *Plan) error {
-	size := p.Disk.Size()
-	if size > MaxImageSize {
+	size := p.Source.VirtualSize
+	if most := p.maxVirtualSize(); size > most {
 		return &CheckError{
-			What:   fmt.Sprintf("the disk's virtual size is %d bytes; a quick import takes 1 TB (%d bytes) at most", size, int64(MaxImageSize)),
+			What:   fmt.Sprintf("the disk's virtual size is %d bytes; a %s import takes %d TB (%d bytes) at most", size, p.Path, most>>40, most),
 			Remedy: "Shrink the disk, or move data to a second one and import it as a data disk.",
 		}
 	}
@@ -210,7 +224,7 @@ func (i *Importer) planImport(ctx context.Context, p *Plan) error {
 	img.Tags = slices.Clone(img.Tags)
 	img.ImageURL = ims.ImageURL(p.Request.Bucket, p.Request.Key)
 	if img.MinDisk == 0 {
-		img.MinDisk = MinDisk(size, img.Type, img.OSVersion)
+		img.MinDisk = p.minDisk()
 	} else if int64(img.MinDisk)<<30 < size {
 		return &CheckError{
 			What:   fmt.Sprintf("min_disk is %d GB, but the disk needs %d", img.MinDisk, gibibytes(size)),
@@ -224,12 +238,12 @@ func (i *Importer) planImport(ctx context.Context, p *Plan) error {
 		p.Warnings = append(p.Warnings, fmt.Sprintf("with %d tags there is no room for the tag %s: if the answer to the "+
 			"import call is lost, the image can only be looked for by name", len(img.Tags), MarkerKey))
 	}
-	if err := img.Validate(); err != nil {
+	if err := p.validateImage(); err != nil {
 		return err
 	}
 	p.Warnings = append(p.Warnings, img.Warnings()...)
 	if p.Request.Offline {
-		if img.Type == ims.TypeDataImage {
+		if img.Type == ims.TypeDataImage || img.OSVersion == "" {
 			return nil
 		}
 		// Lists of other days and clouds can't refuse a name, but they know most.
@@ -246,7 +260,7 @@ func (i *Importer) planImport(ctx context.Context, p *Plan) error {
 
 // checkObject asks object storage what could go wrong with the upload.
 func (i *Importer) checkObject(ctx context.Context, p *Plan) error {
-	if p.Request.Offline {
+	if p.Request.Offline || p.choice.direct {
 		return nil
 	}
 	bucket := p.Request.Bucket
@@ -303,7 +317,7 @@ func (i *Importer) checkService(ctx context.Context, p *Plan) error {
 		}
 		return err
 	}
-	if img.Type != ims.TypeDataImage {
+	if img.Type != ims.TypeDataImage && img.OSVersion != "" {
 		list, err := i.IMS.OSVersions(ctx)
 		if err != nil {
 			if err := skip("the operating system's name", err); err != nil {

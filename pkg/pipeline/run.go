@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,9 @@ type Result struct {
 	JobID   string `json:"job_id,omitempty"`
 	RunID   string `json:"run_id"`
 	MinDisk int    `json:"min_disk"` // GB
+	// ImportPath is the service's call that was used, and Why what decided it.
+	ImportPath Path   `json:"import_path"`
+	Why        string `json:"why"`
 	// Recovered says that the answer to the import call was lost and the image found by its tag.
 	Recovered  bool         `json:"recovered,omitempty"`
 	ObjectKept bool         `json:"object_kept"`
@@ -131,7 +135,7 @@ func (i *Importer) Upload(ctx context.Context, p *Plan) (*UploadResult, error) {
 func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 	start := time.Now()
 	r := &run{Importer: i, plan: p}
-	up, err := r.upload(ctx)
+	up, sub, err := r.uploadAndSubmit(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -141,15 +145,14 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 		MinDisk:  p.Request.Image.MinDisk,
 		Upload:   *up,
 		Warnings: p.Warnings, // with those of the upload
-	}
-	sub, err := r.submit(ctx)
-	if err != nil {
-		return nil, err
+
+		ImportPath: p.Path,
+		Why:        p.Why,
 	}
 	res.JobID, res.Recovered = sub.JobID, sub.Recovered
 	if p.Request.NoWait {
 		res.ImageID = sub.ImageID
-		res.Status, res.ObjectKept = string(ims.JobInit), true
+		res.Status, res.ObjectKept = string(ims.JobInit), !p.Direct()
 		res.Seconds = time.Since(start).Seconds()
 		return res, nil
 	}
@@ -158,8 +161,8 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 		return nil, err
 	}
 	res.ImageID, res.Status = image.ID, image.Status
-	res.ObjectKept = p.Request.KeepObject
-	if !p.Request.KeepObject {
+	res.ObjectKept = p.Request.KeepObject && !p.Direct()
+	if !p.Request.KeepObject && !p.Direct() {
 		r.event(Event{Phase: PhaseCleanup, State: StateStart})
 		if err := r.deleteObjects(ctx); err != nil {
 			// The image is there and good; an object too many is not worth failing for.
@@ -173,6 +176,19 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 	return res, nil
 }
 
+// uploadAndSubmit brings the content to the service and starts the import, by a bucket or without one.
+func (r *run) uploadAndSubmit(ctx context.Context) (*UploadResult, *ims.Submitted, error) {
+	if r.plan.Direct() {
+		return r.send(ctx)
+	}
+	up, err := r.upload(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	sub, err := r.submit(ctx)
+	return up, sub, err
+}
+
 func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 	p := r.plan
 	if err := p.makeBitmap(ctx); err != nil {
@@ -182,7 +198,7 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 		return nil, err
 	}
 	send := r.sendRAW
-	if p.Format == FormatZVHD2 {
+	if p.Parts == nil {
 		send = r.sendZVHD2
 	}
 	total := p.Disk.Size()
@@ -196,7 +212,7 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 	}
 	r.event(Event{Phase: PhaseUpload, State: StateDone, Unit: UnitBytes, Done: total, Total: total,
 		Sent: total - res.BytesCopied, Copied: res.BytesCopied})
-	if res.blocks != nil {
+	if res.blocks != nil && p.HasBitmap() {
 		if err := r.putBitmap(ctx, res); err != nil {
 			return nil, r.abandon(ctx, PhaseBitmap, err)
 		}
@@ -227,7 +243,7 @@ func (r *run) result(up *obs.UploadResult, stats convert.ScanStats) *UploadResul
 		Key:         r.plan.Request.Key,
 		Format:      r.plan.Format,
 		ETag:        up.ETag,
-		VirtualSize: r.plan.Disk.Size(),
+		VirtualSize: r.plan.Source.VirtualSize,
 		ObjectSize:  up.Size,
 		DataBytes:   stats.DataBytes,
 		BytesRead:   stats.BytesRead,
@@ -243,7 +259,7 @@ func (r *run) result(up *obs.UploadResult, stats convert.ScanStats) *UploadResul
 // sendRAW sends the disk's bytes where they belong and copies zeros on the server.
 func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 	p := r.plan
-	blocks, err := bitmap.NewMap(p.Disk.Size(), p.Layout.BlockSize)
+	blocks, err := bitmap.NewMap(p.Disk.Size(), cmp.Or(p.Layout.BlockSize, p.Parts.BlockSize))
 	if err != nil {
 		return nil, err
 	}
@@ -304,7 +320,7 @@ func (r *run) beforeComplete(ctx context.Context) error {
 	if err := r.plan.Disk.CheckUnchanged(); err != nil {
 		return err
 	}
-	if !r.plan.Request.Overwrite || r.plan.Format != FormatRAW {
+	if !r.plan.Request.Overwrite || !r.plan.HasBitmap() {
 		return nil
 	}
 	err := r.OBS.Delete(ctx, r.plan.Request.Bucket, BitmapKey(r.plan.Request.Key))
@@ -372,11 +388,12 @@ func (r *run) submit(ctx context.Context) (*ims.Submitted, error) {
 			return nil, r.abandon(ctx, PhaseSubmit, err)
 		}
 	}
-	sub, err := r.IMS.QuickImport(ctx, &r.plan.Request.Image, r.plan.Request.Generation)
+	sub, err := r.submitImage(ctx)
 	if err != nil {
 		var unclear *ims.AmbiguousSubmitError
+		var lost *ims.LostAnswerError
 		switch {
-		case errors.As(err, &unclear):
+		case errors.As(err, &unclear), errors.As(err, &lost):
 			// The service may be reading the object right now.
 			return nil, &ObjectKeptError{r.plan.Request.Bucket, r.plan.Request.Key, err}
 		case ctx.Err() != nil:
@@ -406,14 +423,17 @@ func (r *run) wait(ctx context.Context, sub *ims.Submitted) (*ims.Image, error) 
 	o.OnError = func(err error) {
 		r.event(Event{Phase: PhaseJob, State: StateWarning, Note: err.Error()})
 	}
-	r.event(Event{Phase: PhaseJob, State: StateStart, Unit: UnitPercent, Total: 100, Note: sub.JobID})
+	o.OnImage = func(i *ims.Image) {
+		r.event(Event{Phase: PhaseJob, State: StateProgress, Unit: UnitPercent, Done: 100, Total: 100, Note: "image " + i.Status})
+	}
+	r.event(Event{Phase: PhaseJob, State: StateStart, Unit: UnitPercent, Total: 100, Note: cmp.Or(sub.JobID, sub.ImageID)})
 	id := sub.ImageID
 	deadline := time.Now().Add(o.Limit)
 	var err error
 	if sub.JobID != "" {
 		var job *ims.Job
 		if job, err = r.IMS.WaitJob(ctx, sub.JobID, o); err == nil {
-			id = job.ImageID
+			id = cmp.Or(job.ImageID, id)
 		}
 	}
 	if err == nil && id == "" {
