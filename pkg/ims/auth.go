@@ -42,20 +42,23 @@ type grant struct {
 func (g grant) secrets() []string { return []string{g.cred.SecretKey, g.cred.SecurityToken, g.token} }
 
 // AKSK authenticates with an access key. f is asked for every request.
-func AKSK(f CredentialsFunc) Auth { return &keyAuth{f} }
+func AKSK(f CredentialsFunc) Auth { return &keyAuth{f, func(Credentials) {}} }
 
-type keyAuth struct{ credentials CredentialsFunc }
+type keyAuth struct {
+	credentials CredentialsFunc
+	refused     func(Credentials)
+}
 
 func (a *keyAuth) bind(c *Client) (authorizer, error) {
 	if a.credentials == nil {
 		return nil, errors.New("ims: no credentials given")
 	}
-	return &keyAuthorizer{credentials: a.credentials, now: c.now}, nil
+	return &keyAuthorizer{keyAuth: a, now: c.now}, nil
 }
 
 type keyAuthorizer struct {
-	credentials CredentialsFunc
-	now         func() time.Time
+	*keyAuth
+	now func() time.Time
 }
 
 func (a *keyAuthorizer) authorize(ctx context.Context, req *http.Request, bodySHA256 string) (grant, error) {
@@ -74,6 +77,7 @@ func (a *keyAuthorizer) authorize(ctx context.Context, req *http.Request, bodySH
 
 // renew helps when the keys are temporary and their source has newer ones by now.
 func (a *keyAuthorizer) renew(ctx context.Context, refused grant) bool {
+	a.refused(refused.cred)
 	cred, err := a.credentials(ctx)
 	return err == nil && cred != refused.cred
 }

@@ -277,37 +277,22 @@ func (c *Client) temporaryCredentials(ctx context.Context, d time.Duration) (Cre
 	return cred, life, nil
 }
 
-// ObjectCredentials supplies keys for OBS: the client's own if it has keys, else temporary ones of
-// life d (0 means one hour), exchanged again before they expire.
+// ObjectCredentials supplies keys for OBS: the client's own if it has keys, else those of
+// [Client.ObjectKeys].
 func (c *Client) ObjectCredentials(d time.Duration) CredentialsFunc {
 	if own := c.auth.objectCredentials(); own != nil {
 		return own
 	}
-	var (
-		lock             = newLock()
-		cred             Credentials
-		renewAt, expires time.Time
-	)
-	return func(ctx context.Context) (Credentials, error) {
-		if err := lock.acquire(ctx); err != nil {
-			return Credentials{}, err
-		}
-		defer lock.release()
-		now := c.now()
-		if cred.AccessKey != "" && now.Before(renewAt) {
-			return cred, nil
-		}
-		next, life, err := c.temporaryCredentials(ctx, d)
-		if err != nil {
-			if cred.AccessKey != "" && now.Before(expires) && ctx.Err() == nil {
-				return cred, nil
-			}
-			return Credentials{}, err
-		}
-		cred, expires = next, now.Add(life)
-		renewAt = now.Add(life - min(tokenMargin, life/2))
-		return cred, nil
-	}
+	return c.ObjectKeys(d).Credentials
+}
+
+// ObjectKeys are temporary keys of life d (0 means one hour) for OBS, which the client's token is
+// exchanged for, again and again before they expire. A client that has keys itself has none to exchange:
+// asking fails with [KindInvalid].
+func (c *Client) ObjectKeys(d time.Duration) *TemporaryKeys {
+	return newTemporaryKeys(func(ctx context.Context) (Credentials, time.Duration, error) {
+		return c.temporaryCredentials(ctx, d)
+	}, c.now)
 }
 
 // parseTime reads the times of IAM, which have fractions of a second and sometimes no zone (UTC).

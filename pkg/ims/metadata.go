@@ -26,7 +26,7 @@ const (
 	maxMetadata       = 64 << 10
 )
 
-// MetadataOptions configures [MetadataCredentials]. Zero fields mean the defaults.
+// MetadataOptions configures [MetadataKeys]. Zero fields mean the defaults.
 type MetadataOptions struct {
 	Endpoint  string            // DefaultMetadataEndpoint
 	Limit     time.Duration     // for all requests of one exchange; DefaultMetadataLimit
@@ -34,15 +34,13 @@ type MetadataOptions struct {
 	Now       func() time.Time
 }
 
-// MetadataCredentials supplies the temporary keys that a server gets through its agency from the
-// metadata service: GET /openstack/latest/securitykey. Hardened servers want a session token first,
-// PUT /meta-data/latest/api/token; where that call is missing (404, 405, 503) there is none. Keys
-// are kept, and asked for again when less than 30 minutes, or half, of their life remain; while the
-// service is out of reach those at hand are used to their end.
+// MetadataKeys supplies the temporary keys that a server gets through its agency from the metadata
+// service: GET /openstack/latest/securitykey. Hardened servers want a session token first,
+// PUT /meta-data/latest/api/token; where that call is missing (404, 405, 503) there is none.
 //
 // Errors are an *[Error]: [KindNotFound] when the server has no agency, [KindTransient] when
 // nobody answers, which also means that this machine is no server of the cloud.
-func MetadataCredentials(o MetadataOptions) CredentialsFunc {
+func MetadataKeys(o MetadataOptions) *TemporaryKeys {
 	if o.Endpoint == "" {
 		o.Endpoint = DefaultMetadataEndpoint
 	}
@@ -62,33 +60,14 @@ func MetadataCredentials(o MetadataOptions) CredentialsFunc {
 		Transport:     o.Transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
-	var (
-		lock             = newLock()
-		cred             Credentials
-		renewAt, expires time.Time
-	)
-	return func(ctx context.Context) (Credentials, error) {
-		if err := lock.acquire(ctx); err != nil {
-			return Credentials{}, err
-		}
-		defer lock.release()
-		now := o.Now()
-		if cred.AccessKey != "" && now.Before(renewAt) {
-			return cred, nil
-		}
-		next, end, err := m.credentials(ctx)
-		if err != nil {
-			if cred.AccessKey != "" && now.Before(expires) && ctx.Err() == nil {
-				return cred, nil
-			}
-			return Credentials{}, err
-		}
-		life := end.Sub(now)
-		cred, expires = next, end
-		renewAt = now.Add(life - min(tokenMargin, life/2))
-		return cred, nil
-	}
+	return newTemporaryKeys(func(ctx context.Context) (Credentials, time.Duration, error) {
+		cred, end, err := m.credentials(ctx)
+		return cred, end.Sub(o.Now()), err
+	}, o.Now)
 }
+
+// MetadataCredentials is [MetadataKeys] for whoever can't say that keys were refused.
+func MetadataCredentials(o MetadataOptions) CredentialsFunc { return MetadataKeys(o).Credentials }
 
 type metadata struct {
 	MetadataOptions
