@@ -38,7 +38,7 @@ func (a *app) imageImportCommand() *cobra.Command {
 	var job jobFlags
 	cmd := a.cloudCommand("import obs://BUCKET/KEY --name NAME --min-disk GB", "Make an image of an object that is in a bucket already", `  imsprep image import obs://images/web-01.qcow2 --name web-01 --min-disk 40 --wait
   imsprep image import obs://images/big.zvhd2 --name big --min-disk 200 --os-version "Ubuntu 22.04 server 64bit"
-  imsprep image import obs://images/web-01.vmdk --name web-01 --min-disk 40 --configure --kms-key KEY
+  imsprep image import obs://images/web-01.vmdk --name web-01 --min-disk 40 --inject-drivers --kms-key KEY
   imsprep image import obs://images/sys.qcow2 --name app --min-disk 40 --data-image obs://images/data.qcow2=100
   imsprep image import obs://images/cd.iso --name installer --min-disk 10 --os-version "Ubuntu 22.04 server 64bit"`, cobra.ExactArgs(1),
 		func(ctx context.Context, client *ims.Client, args []string) error {
@@ -48,7 +48,7 @@ func (a *app) imageImportCommand() *cobra.Command {
 
 The service has several calls for this. --import-path auto takes the quick import for .zvhd2, and for .raw
 (which needs its bitmap .mf beside it), the import that converts for every other format of up to 128 GB, and the
-one for data disks with --data-disk. An encrypted image (--kms-key), drivers to be added (--configure), and
+one for data disks with --data-disk. An encrypted image (--kms-key), drivers to be added (--inject-drivers), and
 several disks at once (--data-image) need the import that converts; an ISO is recognized by its name.
 Which call was taken, and why, is told on standard error.`
 	fl := cmd.Flags()
@@ -62,7 +62,7 @@ Which call was taken, and why, is told on standard error.`
 	fl.StringVar(&f.Architecture, "architecture", "", "x86, arm")
 	fl.StringVar(&f.FirmwareType, "firmware", "", "bios, uefi")
 	fl.StringVar(&f.LicenseType, "license-type", "", "platform, byol; Windows only")
-	fl.BoolVar(&f.Configure, "configure", false, "let the service add drivers and settings to the disk")
+	fl.BoolVar(&f.Configure, "inject-drivers", false, "let the service add drivers and change settings of the disk")
 	fl.StringVar(&f.KMSKey, "kms-key", "", "encrypt the image with this key")
 	fl.IntVar(&f.MinRAM, "min-ram", 0, "least memory of servers made of it, in MB")
 	fl.IntVar(&f.MaxRAM, "max-ram", 0, "most memory of servers made of it, in MB")
@@ -175,7 +175,7 @@ func (f *objectImport) submit(ctx context.Context, client *ims.Client, call stri
 	switch call {
 	case pathQuick:
 		if f.Configure || f.KMSKey != "" || len(f.DataImages) > 0 || f.MinRAM > 0 || f.MaxRAM > 0 {
-			return started{}, usagef("a quick import takes no --configure, --kms-key, --data-image, --min-ram and --max-ram")
+			return started{}, usagef("a quick import takes no --inject-drivers, --kms-key, --data-image, --min-ram and --max-ram")
 		}
 		r := &ims.QuickImport{
 			Name: f.Name, ImageURL: f.ImageURL, MinDisk: f.MinDisk, Type: f.Type, Description: f.Description, OSVersion: f.OSVersion,
@@ -193,7 +193,7 @@ func (f *objectImport) submit(ctx context.Context, client *ims.Client, call stri
 		sub, err = client.CommonImport(ctx, &f.CommonImport, gen)
 	case pathData:
 		if f.OSVersion != "" || f.Type != "" || f.Architecture != "" || f.FirmwareType != "" || f.LicenseType != "" || f.Configure {
-			return started{}, usagef("a data disk has no --os-version, --type, --architecture, --firmware, --license-type and --configure")
+			return started{}, usagef("a data disk has no --os-version, --type, --architecture, --firmware, --license-type and --inject-drivers")
 		}
 		sub, err = client.ImportDataDisk(ctx, &ims.DataDiskImport{
 			Name: f.Name, ImageURL: f.ImageURL, MinDisk: f.MinDisk, OSType: f.OSType, Description: f.Description, KMSKey: f.KMSKey,

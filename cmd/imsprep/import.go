@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -111,6 +112,8 @@ type importFlags struct {
 	license, enterpriseProject   string
 	tags                         []string
 	api                          string
+	importPath                   string
+	extras                       pipeline.Extras
 
 	allowDuplicate, keepObject, noWait bool
 	timeout, poll                      time.Duration
@@ -124,17 +127,29 @@ func (a *app) importCommand() *cobra.Command {
 		Short:   "Make an image of a disk: upload, import, and follow the job",
 		Long: `Import takes a disk the whole way to an image: it checks all that can be checked before a byte
 moves, streams the disk to the bucket (zero parts are copied on the server, not sent), writes the
-bitmap beside it, starts a quick import and follows the job until the image is active.
+bitmap beside it, starts the import and follows the job until the image is active.
 
 The image's id is printed on standard output; progress goes to standard error. When the import
 has succeeded, the object and its bitmap are deleted from the bucket unless --keep-object is given;
 they also stay when the import fails or isn't waited for to its end, since the service reads them.
-The service doesn't look into the disk: operating system, architecture and firmware are what you say.`,
+
+The service has several calls for imports, and --import-path auto takes
+  quick   for disks of up to 1 TB, converted here as they are sent. The service doesn't look into
+          the disk: operating system, architecture and firmware are what you say;
+  common  for an ISO, an encrypted image (--kms-key), drivers to be added (--inject-drivers) and bounds
+          of the memory: the file goes as it is, up to 128 GB, and the service converts it;
+  data    for a data disk that is encrypted: the same for data disks.
+On request only: native, which makes the image first and gives it the file's content, below 2 GB
+without a bucket (12 MB with an access key), up to 128 GB by an object. --dry-run says what is
+taken and why; a path that is asked for and can't be is refused before anything moves.`,
 		Example: `  # a system disk
   imsprep import web-01.qcow2 --bucket images --name web-01 --os-version "Ubuntu 22.04 server 64bit"
 
   # a data disk, tagged
   imsprep import data.qcow2 --bucket images --name data-01 --data-disk --tag team=db --tag env=prod
+
+  # have the service add drivers; it recognizes the system itself
+  imsprep import exported.vmdk --bucket images --name app-01 --inject-drivers
 
   # look before you leap
   imsprep import web-01.qcow2 --bucket images --name web-01 \
@@ -154,14 +169,19 @@ The service doesn't look into the disk: operating system, architecture and firmw
 	f.uploadFlags.add(cmd)
 	fl := cmd.Flags()
 	fl.StringVar(&f.bucket, "bucket", "", "bucket in the image service's region, of class Standard (environment: IMSPREP_BUCKET)")
-	fl.StringVar(&f.key, "key", "", "the object's key, ending in .raw or .zvhd2 as its format (default: from the source's name)")
+	fl.StringVar(&f.key, "key", "", "the object's key, ending as its format (default: from the source's name)")
 	fl.StringVar(&f.name, "name", "", "the image's name")
 	fl.StringVar(&f.osVersion, "os-version", "", "the operating system, exactly as the region lists it")
 	fl.StringVar(&f.description, "description", "", "the image's description")
 	fl.IntVar(&f.minDisk, "min-disk", 0, "smallest disk for servers made from the image, in GB (default: the smallest that fits)")
 	fl.BoolVar(&f.dataDisk, "data-disk", false, "make a data disk image")
-	fl.StringVar(&f.osType, "os-type", "", "for a data disk: Linux or Windows (the service's default: Linux)")
-	fl.StringVar(&f.imageType, "type", "", "ECS or BMS (the service's default: ECS)")
+	fl.StringVar(&f.osType, "os-type", "", "for a data disk: Linux or Windows (the service's default: Linux); for --import-path common also Other")
+	fl.StringVar(&f.imageType, "type", "", "ECS, BMS or IsoImage (the service's default: ECS; a file named .iso is an IsoImage)")
+	fl.StringVar(&f.importPath, "import-path", string(pipeline.PathAuto), "the service's call: auto, quick, common, data, native")
+	fl.BoolVar(&f.extras.Configure, "inject-drivers", false, "let the service add drivers and change settings of the disk")
+	fl.StringVar(&f.extras.KMSKey, "kms-key", "", "encrypt the image with this key")
+	fl.IntVar(&f.extras.MinRAM, "min-ram", 0, "least memory of servers made of it, in MB")
+	fl.IntVar(&f.extras.MaxRAM, "max-ram", 0, "most memory of servers made of it, in MB")
 	fl.StringVar(&f.architecture, "architecture", "", "x86 or arm (the service's default: x86)")
 	fl.StringVar(&f.firmware, "firmware", "", "bios or uefi (the service's default: bios)")
 	fl.StringVar(&f.license, "license", "", "for Windows: platform or byol")
@@ -172,6 +192,8 @@ The service doesn't look into the disk: operating system, architecture and firmw
 	fl.BoolVar(&f.keepObject, "keep-object", false, "keep the object and its bitmap after the import")
 	fl.BoolVar(&f.noWait, "no-wait", false, "don't wait for the job: its id is printed, and the objects stay in the bucket")
 	waitFlags(cmd, &f.timeout, &f.poll)
+	_ = cmd.RegisterFlagCompletionFunc("import-path", cobra.FixedCompletions(
+		[]string{pathAuto, pathQuick, pathCommon, pathData, pathNative}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -201,14 +223,23 @@ func (f *importFlags) request(a *app, src string, s *settings) (pipeline.Request
 			LicenseType:         f.license,
 			EnterpriseProjectID: f.enterpriseProject,
 		},
+		ImportPath:         pipeline.Path(f.importPath),
+		Extras:             f.extras,
 		ConfirmedLayouts:   s.confirmed,
 		AllowDuplicateName: f.allowDuplicate,
 		KeepObject:         f.keepObject,
 		NoWait:             f.noWait,
 		Wait:               waitOptions(f.timeout, f.poll),
 	}
+	path := r.ImportPath
+	if !slices.Contains(pipeline.Paths(), path) {
+		return r, usagef("--import-path %q: it is one of auto, quick, common, data, native", f.importPath)
+	}
+	f.dataDisk = f.dataDisk || path == pipeline.PathData
+	// Where the service looks into the disk, it recognizes the system.
+	recognized := path == pipeline.PathCommon || path == pipeline.PathNative || path == pipeline.PathAuto && f.extras != pipeline.Extras{}
 	switch {
-	case r.Bucket == "":
+	case r.Bucket == "" && path != pipeline.PathNative: // a small file needs none
 		return r, usagef("no bucket: give --bucket, or set IMSPREP_BUCKET")
 	case f.name == "":
 		return r, usagef("no image name: give --name")
@@ -216,7 +247,7 @@ func (f *importFlags) request(a *app, src string, s *settings) (pipeline.Request
 		return r, usagef("--type is for system disks: leave it out with --data-disk")
 	case f.dataDisk && f.osVersion != "":
 		return r, usagef("--os-version is for system disks: with --data-disk give --os-type, or nothing")
-	case !f.dataDisk && f.osVersion == "":
+	case !f.dataDisk && f.osVersion == "" && !recognized:
 		return r, usagef("no operating system: give --os-version (or --data-disk for a disk without one)")
 	case f.timeout <= 0 || f.poll <= 0:
 		return r, usagef("--timeout and --poll must be longer than nothing")
@@ -281,6 +312,9 @@ func (a *app) runImport(ctx context.Context, src string, f *importFlags) error {
 		return a.printPlan(plan)
 	}
 	a.warn(plan.Warnings)
+	if !a.flags.quiet && !a.flags.json {
+		a.say("import path %s: %s", plan.Path, plan.Why)
+	}
 	view := a.newProgress()
 	importer.Events = view.event
 	res, err := importer.Run(ctx, plan)

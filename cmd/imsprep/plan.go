@@ -43,12 +43,16 @@ type planImage struct {
 	OSVersion string `json:"os_version,omitempty"`
 	Type      string `json:"type,omitempty"`
 	MinDisk   int    `json:"min_disk"` // GB
+
+	ImportPath pipeline.Path `json:"import_path"`
+	Why        string        `json:"why"`
+	Direct     bool          `json:"direct,omitempty"` // the file goes through the image service, not a bucket
 }
 
 // printPlan shows what an import or upload would do.
 func (a *app) printPlan(p *pipeline.Plan) error {
 	r := planReport{
-		Source: p.Disk.Info(),
+		Source: p.Source,
 		Target: planTarget{
 			Bucket:  p.Request.Bucket,
 			Key:     p.Request.Key,
@@ -59,16 +63,19 @@ func (a *app) printPlan(p *pipeline.Plan) error {
 		},
 		Warnings: p.Warnings,
 	}
-	if p.Parts != nil {
+	if p.HasBitmap() {
 		r.Target.BitmapKey, r.Target.Layout = pipeline.BitmapKey(p.Request.Key), p.Layout.Name
+	}
+	if p.Parts != nil {
 		summary := p.Parts.Summary()
 		r.Upload = &summary
 		r.Details = &planPartsDetails{PartSize: p.Parts.PartSize, BlockSize: p.Parts.BlockSize, Parallel: p.Parts.Workers}
-	} else {
+	} else if !p.Direct() {
 		r.Target.MaxSize = convert.MaxZVHD2Size(r.Source.MappedSize)
 	}
 	if img := p.Request.Image; img.Name != "" {
-		r.Image = &planImage{Name: img.Name, OSVersion: img.OSVersion, Type: img.Type, MinDisk: img.MinDisk}
+		r.Image = &planImage{Name: img.Name, OSVersion: img.OSVersion, Type: img.Type, MinDisk: img.MinDisk,
+			ImportPath: p.Path, Why: p.Why, Direct: p.Direct()}
 	}
 	if a.flags.json {
 		return a.printJSON(r)
@@ -77,18 +84,28 @@ func (a *app) printPlan(p *pipeline.Plan) error {
 	fields := []field{
 		{"source", fmt.Sprintf("%s (%s)", r.Source.Path, first(r.Source.Variant, r.Source.Format))},
 		{"virtual size", size(r.Source.VirtualSize)},
-		{"object", fmt.Sprintf("obs://%s/%s", r.Target.Bucket, r.Target.Key)},
-		{"format", fmt.Sprintf("%s: %s", r.Target.Format, r.Target.Reason)},
+	}
+	if r.Image != nil {
+		fields = append(fields, field{"import path", fmt.Sprintf("%s: %s", r.Image.ImportPath, r.Image.Why)})
+	}
+	object := fmt.Sprintf("obs://%s/%s", r.Target.Bucket, r.Target.Key)
+	if p.Direct() {
+		object = "none: the file goes through the image service"
+	}
+	fields = append(fields, field{"object", object}, field{"format", fmt.Sprintf("%s: %s", r.Target.Format, r.Target.Reason)})
+	if r.Target.BitmapKey != "" {
+		fields = append(fields, field{"bitmap", fmt.Sprintf("obs://%s/%s (layout %s)", r.Target.Bucket, r.Target.BitmapKey, r.Target.Layout)})
 	}
 	if u := r.Upload; u != nil {
 		fields = append(fields,
-			field{"bitmap", fmt.Sprintf("obs://%s/%s (layout %s)", r.Target.Bucket, r.Target.BitmapKey, r.Target.Layout)},
 			field{"to send", fmt.Sprintf("at most %s in %d parts of up to %s, %d at a time", size(u.BytesToSend), u.SendParts,
 				size(r.Details.PartSize), r.Details.Parallel)},
 			field{"to copy", fmt.Sprintf("%s in %d parts, zeros made on the server", size(u.BytesToCopy), u.CopyParts)},
 			field{"requests", fmt.Sprintf("about %d", u.Requests)},
 			field{"memory", fmt.Sprintf("%s in part buffers", size(u.Memory))},
 		)
+	} else if p.Direct() {
+		fields = append(fields, field{"to send", size(r.Target.MaxSize)})
 	} else {
 		fields = append(fields, field{"to send", fmt.Sprintf("what the data compresses to, at most %s", size(r.Target.MaxSize))})
 	}
@@ -96,6 +113,9 @@ func (a *app) printPlan(p *pipeline.Plan) error {
 		fields = append(fields, field{"image", r.Image.Name}, field{"os version", r.Image.OSVersion}, field{"min disk", fmt.Sprintf("%d GB", r.Image.MinDisk)})
 	}
 	checked := "bucket, keys"
+	if p.Direct() {
+		checked = "no bucket is needed"
+	}
 	if r.Image != nil {
 		checked += ", operating system, quota, name"
 	}
