@@ -39,15 +39,15 @@ type Extras struct {
 	MinRAM, MaxRAM int    // MB of servers made of the image, 0 for no bound
 }
 
-// reason says, for people, why only an import that converts will do; "" if others do as well.
-func (e Extras) reason() string {
+// does says what an import must do for them, "" if any will do.
+func (e Extras) does() string {
 	switch {
 	case e.KMSKey != "":
-		return "an encrypted image"
+		return "encrypts images"
 	case e.Configure:
-		return "drivers that the service adds"
+		return "adds drivers"
 	case e.MinRAM > 0 || e.MaxRAM > 0:
-		return "a bound of the memory"
+		return "bounds the memory"
 	}
 	return ""
 }
@@ -97,7 +97,7 @@ type choice struct {
 // call, and the limits of the calls), or refuses the one that was asked for, with the rule.
 func choosePath(r *Request, f facts) (c choice, err error) {
 	data, iso := r.Image.Type == ims.TypeDataImage, f.format == formatISO
-	extra := r.Extras.reason()
+	extra := r.Extras.does()
 	if c.path = r.ImportPath; c.path == "" {
 		c.path = PathAuto
 	}
@@ -105,13 +105,13 @@ func choosePath(r *Request, f facts) (c choice, err error) {
 	if c.path == PathAuto {
 		switch {
 		case data && extra != "":
-			c.path, c.why = PathData, "for a data disk, only the data disk import makes "+extra
+			c.path, c.why = PathData, "of the imports for data disks, only this one "+extra
 		case data:
 			c.path = PathQuick
 		case iso:
 			c.path, c.why = PathCommon, "only the common import takes an ISO"
 		case extra != "":
-			c.path, c.why = PathCommon, "only the common import makes "+extra
+			c.path, c.why = PathCommon, "only the common import "+extra
 		default:
 			c.path = PathQuick
 		}
@@ -148,10 +148,25 @@ func choosePath(r *Request, f facts) (c choice, err error) {
 			Usage:  true,
 		}
 	}
-	if c.path == PathNative && c.asIs && size < ims.MaxNativeUpload && (!f.signs || size <= ims.MaxSignedBody) {
-		c.direct = true
+	if c.path == PathNative {
+		c.chooseWay(size, f.signs)
 	}
 	return c, nil
+}
+
+// chooseWay says how the content of a native import gets to the service.
+func (c *choice) chooseWay(size int64, signs bool) {
+	switch {
+	case !c.asIs:
+		c.why += "; through the bucket, for the object is made as it is sent"
+	case size >= ims.MaxNativeUpload:
+		c.why += "; through the bucket, for the image service takes files below 2 GB only"
+	case signs && size > ims.MaxSignedBody:
+		c.why += "; through the bucket, for a request signed with an access key may carry 12 MB, and only one with a token (user and password) 2 GB"
+	default:
+		c.direct = true
+		c.why += "; the file is small enough for a request to the image service"
+	}
 }
 
 // possible tells what keeps a path from being taken.
@@ -161,13 +176,13 @@ func (c *choice) possible(r *Request, f facts) error {
 		return &CheckError{What: fmt.Sprintf("the %s import can't be used: %s", c.path, rule), Usage: true,
 			Remedy: "Leave --import-path out to have one chosen that can."}
 	}
-	switch extra := r.Extras.reason(); c.path {
+	switch extra := r.Extras.does(); c.path {
 	case PathQuick:
 		switch {
 		case iso:
 			return no("it takes disks, and this is an ISO")
 		case extra != "":
-			return no("it doesn't make " + extra)
+			return no("it neither encrypts images nor adds drivers nor bounds the memory; the common import does (--import-path auto)")
 		}
 	case PathCommon:
 		if data {
@@ -213,7 +228,10 @@ func (c *choice) chooseObject(r *Request, f facts) error {
 	case r.Format == FormatZVHD2 || r.Format == FormatRAW:
 		c.format, c.formatWhy = r.Format, "asked for"
 	case known && f.apart == "":
-		c.format, c.formatWhy, c.asIs = Format(f.format), "the file as it is: the service converts it", true
+		c.format, c.formatWhy, c.asIs = Format(f.format), "the file as it is, for the service to convert", true
+		if f.format == formatISO {
+			c.formatWhy = "the file as it is"
+		}
 	case known:
 		c.format, c.formatWhy = FormatZVHD2, "made here, for the file can't go as it is: "+f.apart
 	default:

@@ -171,7 +171,7 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 		return p, nil
 	}
 	if p.Request.Bucket == "" {
-		return nil, &CheckError{What: "no bucket is named", Remedy: "Give --bucket, or set IMSPREP_BUCKET.", Usage: true}
+		return nil, &CheckError{What: "no bucket is named, and this goes through one", Remedy: "Give --bucket, or set IMSPREP_BUCKET.", Usage: true}
 	}
 	if p.Request.Key == "" {
 		p.Request.Key = DefaultKey(r.Source, p.RunID, p.Format)
