@@ -46,6 +46,10 @@ type Options struct {
 	Region string
 	// Credentials are asked for at every request.
 	Credentials CredentialsFunc
+	// Refused, if not nil, is told of keys that the store did not accept although they may have been good
+	// once: expired, or replaced. The next call of Credentials should bring others if there are any; the
+	// request is repeated once then.
+	Refused func(Credentials)
 	// Transport carries the requests; nil is a transport of the client's own, tuned for parallel
 	// parts, with TLS 1.2 or newer.
 	Transport http.RoundTripper
@@ -221,6 +225,11 @@ func (c *Client) keys(ctx context.Context) (Credentials, error) {
 		return Credentials{}, &keysError{fmt.Errorf("the access key or its secret is missing")}
 	}
 	c.lastSecrets.Store(&cr)
+	if ex, ok := ctx.Value(exchangeKey{}).(*exchange); ok {
+		ex.mu.Lock()
+		ex.keys = cr
+		ex.mu.Unlock()
+	}
 	return cr, nil
 }
 
@@ -257,8 +266,7 @@ func (c *Client) call(ctx context.Context, t target, fn func(ctx context.Context
 		case ctx.Err() != nil || n >= attempts:
 			return e
 		case again:
-		case expiredCode(e.Code) && !refreshed:
-			// Keys are asked for anew at every request: the next ones may be fresh.
+		case e.otherKeys && !refreshed:
 			refreshed = true
 		default:
 			return e
@@ -298,6 +306,7 @@ func (c *Client) attempt(ctx context.Context, t target, fn func(ctx context.Cont
 			err = cerr
 		}
 		e = c.explain(t, err, ex)
+		e.otherKeys = c.otherKeys(ctx, e, ex)
 	}
 	if after != nil {
 		after(e)

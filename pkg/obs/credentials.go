@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"net/http"
 )
 
 // Credentials are an access key pair and, for temporary keys, a security token. They print, log and
@@ -54,4 +55,36 @@ func (c Credentials) shownKey() string {
 		return "(none)"
 	}
 	return c.AccessKey
+}
+
+// otherKeys tells whether a refused request is worth repeating because the keys may be others by then.
+// It tells the caller's source that the keys were refused.
+func (c *Client) otherKeys(ctx context.Context, e *Error, ex *exchange) bool {
+	ex.mu.Lock()
+	used := ex.keys
+	ex.mu.Unlock()
+	expired := expiredCode(e.Code)
+	if ctx.Err() != nil || used.AccessKey == "" || !expired && !mayBeKeys(e, used.SecurityToken != "") {
+		return false
+	}
+	if c.o.Refused != nil {
+		c.o.Refused(used)
+	}
+	if expired {
+		return true
+	}
+	next, err := c.o.Credentials(ctx)
+	return err == nil && next != used
+}
+
+// mayBeKeys tells whether a refusal can mean that the keys are no longer good. Stores don't agree on how
+// they say so of temporary keys, and an answer to HEAD says nothing.
+func mayBeKeys(e *Error, temporary bool) bool {
+	switch e.Code {
+	case "InvalidAccessKeyId", "InvalidToken", "InvalidSecurity", "SignatureDoesNotMatch":
+		return true
+	case "", "AccessDenied", "Forbidden":
+		return temporary && (e.Status == http.StatusForbidden || e.Status == http.StatusUnauthorized)
+	}
+	return false
 }

@@ -62,6 +62,7 @@ type Error struct {
 	Err  error // cause, if it is not the server's answer
 
 	retryAfter time.Duration // as the server asked, 0 = not said
+	otherKeys  bool          // the next attempt has other keys, or may have
 }
 
 // Error implements error in one line.

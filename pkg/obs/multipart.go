@@ -443,7 +443,7 @@ func (m *multipart) complete(ctx context.Context, key, id string, parts []partDo
 			if gone {
 				return "", e
 			}
-		case expiredCode(e.Code) && !refreshed:
+		case e.otherKeys && !refreshed:
 			refreshed = true
 		default:
 			return "", e

@@ -53,7 +53,8 @@ type exchange struct {
 	idle time.Duration // limit for this request, 0 = the client's
 
 	mu      sync.Mutex
-	sent    int // requests
+	keys    Credentials // that the request was signed with
+	sent    int         // requests
 	status  int
 	header  http.Header
 	arrived time.Time
