@@ -123,6 +123,9 @@ type Password struct {
 	Password   string
 	DomainName string
 	DomainID   string
+	// Passcode is what the user's virtual MFA device shows, empty if there is none; it needs UserID. It is
+	// good for one token, so nothing can renew that.
+	Passcode string
 
 	ProjectID   string
 	ProjectName string
@@ -168,6 +171,8 @@ func (a *passwordAuth) bind(c *Client) (authorizer, error) {
 		return nil, errors.New("ims: the password is empty")
 	case p.UserID == "" && p.UserName == "":
 		return nil, errors.New("ims: no user is named")
+	case p.Passcode != "" && p.UserID == "":
+		return nil, errors.New("ims: a passcode of a virtual MFA device needs the user's id")
 	case p.UserID == "" && p.DomainName == "" && p.DomainID == "":
 		return nil, errors.New("ims: a user's name needs the name of the account (domain) too")
 	case c.iam == nil:
@@ -222,6 +227,13 @@ func (a *tokenAuthorizer) get(ctx context.Context) (token, project string, err e
 		return "", "", a.refused
 	}
 	t, err := a.client.passwordToken(ctx, a.password)
+	if a.password.Passcode != "" && ctx.Err() == nil {
+		// Whatever became of it, the passcode was shown to IAM and is not good a second time.
+		a.refused = &Error{
+			Op: "ask for a token", Method: http.MethodPost, Path: iamTokenPath, Kind: KindAuth,
+			Message: "the token has ended, and the passcode of the virtual MFA device was good for that one only: start again with a new one",
+		}
+	}
 	if err != nil {
 		var e *Error
 		if errors.As(err, &e) && (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden) {
@@ -248,7 +260,8 @@ func (a *tokenAuthorizer) renew(ctx context.Context, refused grant) bool {
 	if a.token == refused.token {
 		a.token = ""
 	}
-	return a.refused == nil
+	// With a passcode the repetition ends at once, with an error that says why.
+	return a.refused == nil || a.password.Passcode != ""
 }
 
 func (a *tokenAuthorizer) wantsProject() bool { return false }

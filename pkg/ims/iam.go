@@ -3,6 +3,7 @@
 package ims
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,14 @@ type issuedToken struct {
 // day, and one that ends early is renewed when it is refused.
 const unstatedTokenLife = 12 * time.Hour
 
-// passwordToken asks for a token: POST /v3/auth/tokens.
+// Paths of IAM.
+const (
+	iamTokenPath     = "/v3/auth/tokens"
+	securityKeysPath = "/v3.0/OS-CREDENTIAL/securitytokens"
+)
+
+// passwordToken asks for a token: POST /v3/auth/tokens (IAM API, with a password, or with a password and
+// virtual MFA).
 func (c *Client) passwordToken(ctx context.Context, p Password) (issuedToken, error) {
 	user := map[string]any{"password": p.Password}
 	if p.UserID != "" {
@@ -45,18 +53,22 @@ func (c *Client) passwordToken(ctx context.Context, p Password) (issuedToken, er
 	} else {
 		project["name"] = p.ProjectName
 	}
+	identity := map[string]any{"methods": []string{"password"}, "password": map[string]any{"user": user}}
+	if p.Passcode != "" {
+		identity["methods"] = []string{"password", "totp"}
+		identity["totp"] = map[string]any{"user": map[string]any{"id": p.UserID, "passcode": p.Passcode}}
+	}
 	k := call{
-		op: "ask for a token", service: serviceIAM, method: http.MethodPost, path: "/v3/auth/tokens",
+		op: "ask for a token", service: serviceIAM, method: http.MethodPost, path: iamTokenPath,
 		query: url.Values{"nocatalog": {"true"}},
 		body: map[string]any{"auth": map[string]any{
-			"identity": map[string]any{
-				"methods":  []string{"password"},
-				"password": map[string]any{"user": user},
-			},
-			"scope": map[string]any{"project": project},
+			"identity": identity,
+			"scope":    map[string]any{"project": project},
 		}},
-		success: []int{http.StatusCreated, http.StatusOK}, repeatable: true, anonymous: true,
-		secrets: []string{p.Password},
+		success: []int{http.StatusCreated, http.StatusOK}, anonymous: true,
+		// A passcode is good once, and its use may have been noted although the answer was lost.
+		repeatable: p.Passcode == "",
+		secrets:    []string{p.Password, p.Passcode},
 	}
 	a, err := c.do(ctx, k)
 	if err != nil {
@@ -230,28 +242,33 @@ func (c *Client) temporaryCredentials(ctx context.Context, d time.Duration) (Cre
 	if d == 0 {
 		d = defaultTemporaryLife
 	}
+	identity := map[string]any{
+		"methods": []string{"token"},
+		"token":   map[string]any{"duration_seconds": int(d / time.Second)},
+	}
+	const op = "exchange the token for temporary keys"
+	if c.auth.objectCredentials() != nil {
+		return Credentials{}, 0, noKeys(op, "only tokens can be exchanged; this client authenticates with keys")
+	}
+	return c.securityKeys(ctx, op, d, identity)
+}
+
+func noKeys(op, message string) error {
+	return &Error{Op: op, Method: http.MethodPost, Path: securityKeysPath, Kind: KindInvalid, Message: message}
+}
+
+// securityKeys asks for temporary keys: POST /v3.0/OS-CREDENTIAL/securitytokens.
+func (c *Client) securityKeys(ctx context.Context, op string, d time.Duration, identity map[string]any) (Credentials, time.Duration, error) {
+	if d < MinTemporaryLife || d > MaxTemporaryLife {
+		return Credentials{}, 0, noKeys(op, fmt.Sprintf("the life of temporary keys is %v to %v, not %v", MinTemporaryLife, MaxTemporaryLife, d))
+	}
 	k := call{
-		op: "exchange the token for temporary keys", service: serviceIAM, method: http.MethodPost,
-		path:    "/v3.0/OS-CREDENTIAL/securitytokens",
+		op: op, service: serviceIAM, method: http.MethodPost, path: securityKeysPath,
 		success: []int{http.StatusCreated, http.StatusOK},
 		// Keys that nobody received harm nobody.
 		repeatable: true,
+		body:       map[string]any{"auth": map[string]any{"identity": identity}},
 	}
-	invalid := func(message string) (Credentials, time.Duration, error) {
-		return Credentials{}, 0, &Error{
-			Op: k.op, Method: k.method, Path: k.path, Kind: KindInvalid, Message: message,
-		}
-	}
-	if c.auth.objectCredentials() != nil {
-		return invalid("only tokens can be exchanged; this client authenticates with keys")
-	}
-	if d < MinTemporaryLife || d > MaxTemporaryLife {
-		return invalid(fmt.Sprintf("the life of temporary keys is %v to %v, not %v", MinTemporaryLife, MaxTemporaryLife, d))
-	}
-	k.body = map[string]any{"auth": map[string]any{"identity": map[string]any{
-		"methods": []string{"token"},
-		"token":   map[string]any{"duration_seconds": int(d / time.Second)},
-	}}}
 	a, err := c.do(ctx, k)
 	if err != nil {
 		return Credentials{}, 0, err
@@ -275,6 +292,35 @@ func (c *Client) temporaryCredentials(ctx context.Context, d time.Duration) (Cre
 		}
 	}
 	return cred, life, nil
+}
+
+// Agency is an agency by which another account, or one of its own, lets this client's user act for it.
+type Agency struct {
+	Name       string
+	DomainName string        // of the account that made the agency; or DomainID
+	DomainID   string        // instead of DomainName
+	Life       time.Duration // of the keys; 15 minutes to 24 hours, 0 means one hour
+}
+
+// AgencyKeys are temporary keys of an agency, asked for with the client's own credentials, again and
+// again before they expire: POST /v3.0/OS-CREDENTIAL/securitytokens with the method assume_role (IAM API,
+// temporary keys through an agency). They work for IMS, IAM and OBS. The project that they are for is
+// one of the agency's account.
+func (c *Client) AgencyKeys(a Agency) *TemporaryKeys {
+	return newTemporaryKeys(func(ctx context.Context) (Credentials, time.Duration, error) {
+		op := fmt.Sprintf("get keys through the agency %q", a.Name)
+		if a.Name == "" || a.DomainName == "" && a.DomainID == "" {
+			return Credentials{}, 0, noKeys(op, "an agency is named by its name and the account (domain) that made it")
+		}
+		d := cmp.Or(a.Life, defaultTemporaryLife)
+		role := map[string]any{"agency_name": a.Name, "duration_seconds": int(d / time.Second)}
+		if a.DomainID != "" {
+			role["domain_id"] = a.DomainID
+		} else {
+			role["domain_name"] = a.DomainName
+		}
+		return c.securityKeys(ctx, op, d, map[string]any{"methods": []string{"assume_role"}, "assume_role": role})
+	}, c.now)
 }
 
 // ObjectCredentials supplies keys for OBS: the client's own if it has keys, else those of
