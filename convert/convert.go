@@ -40,14 +40,17 @@ type OpenOptions struct {
 	// the size that the cloud shows, which is the original one rounded up to whole GiB.
 	OriginalSize bool
 	// ScratchDir is a folder for the unpacked copy of a compressed image, which takes as much room
-	// as the image has data and is gone when the disk is closed; "" = compressed images are
-	// refused.
+	// as the image has data and is gone when the disk is closed; "" = they are unpacked in memory,
+	// piece by piece and as often as it takes, and refused if that is too often. The context given to
+	// [Open] must live as long as such a disk.
 	ScratchDir string
 	// ArchiveDisk is the name of a disk's file in an archive that has several, such as an OVA.
 	ArchiveDisk string
 	// MaxVirtualSize is the largest accepted virtual size in bytes; 0 means
 	// [DefaultMaxVirtualSize].
 	MaxVirtualSize int64
+
+	window int64 // bytes of unpacked data kept, 0 = forwardWindow
 }
 
 // RefusedError says that a disk image is damaged, hostile, not supported, or needs something that
@@ -97,6 +100,7 @@ type Info struct {
 	Path         string   `json:"path"`
 	Wrapped      []string `json:"wrapped_in,omitempty"` // what the image is wrapped in, outermost first
 	Member       string   `json:"member,omitempty"`     // the image's file in an archive
+	Streamed     bool     `json:"streamed,omitempty"`   // a compressed file is unpacked as it is read
 	Format       string   `json:"format"`
 	Variant      string   `json:"variant,omitempty"`       // in the terms of the format
 	Creator      string   `json:"creator,omitempty"`       // the program that wrote the image
@@ -189,6 +193,7 @@ func (d *Disk) open(ctx context.Context, o OpenOptions) error {
 	d.img = img
 	info := top.info
 	info.Path, info.Wrapped, info.Member, info.Format = f.path, in.wrapped, in.member, format.name
+	info.Streamed = d.info.Streamed
 	info.VirtualSize, info.FileSize, info.DiskSize = img.Size(), f.size, f.allocated
 	info.Extents, info.Backing = c.extents, c.backing
 	info.Warnings = slices.Concat(d.info.Warnings, warnings, info.Warnings, c.warnings)

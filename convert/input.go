@@ -8,6 +8,8 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+
+	"github.com/lima-vm/go-qcow2reader/image"
 )
 
 // input is the content of an image, wherever it lies: a file, a member of an archive in place, or
@@ -18,7 +20,7 @@ type input struct {
 	r       io.ReaderAt
 	size    int64    // bytes
 	device  bool     // a block device
-	holes   bool     // r is a file that can be asked for holes
+	holes   bool     // r may be asked for holes, if it knows any
 	dir     string   // folder of the files that belong to the image, "" = there can be none
 	wrapped []string // what it is wrapped in, outermost first
 	member  string   // its name in the archive, "" = in none
@@ -35,9 +37,32 @@ func (f *sourceFile) input() *input {
 // section returns the n bytes at off as an input of its own, called name.
 func (in *input) section(name string, off, n int64) *input {
 	return &input{
-		label: in.label + ": " + name, name: name, r: io.NewSectionReader(in.r, off, n), size: n,
+		label: in.label + ": " + name, name: name, r: newSection(in.r, off, n), size: n, holes: true,
 		wrapped: in.wrapped, member: name,
 	}
+}
+
+// newSection returns n bytes of r, which still know where they are zero if r does.
+func newSection(r io.ReaderAt, off, n int64) io.ReaderAt {
+	s := io.NewSectionReader(r, off, n)
+	if e, ok := r.(extenter); ok {
+		return sparseSection{s, e, off}
+	}
+	return s
+}
+
+// sparseSection is a section of a file that knows where it is zero.
+type sparseSection struct {
+	io.ReaderAt
+	whole extenter
+	off   int64
+}
+
+// Extent implements [extenter].
+func (s sparseSection) Extent(start, length int64) (image.Extent, error) {
+	e, err := s.whole.Extent(s.off+start, length)
+	e.Start -= s.off
+	return e, err
 }
 
 // within notes that in was found inside of something.

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"compress/bzip2"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -81,77 +80,108 @@ func wrapperOf(in *input, stated string) (*wrapper, error) {
 // codec is a compression.
 type codec struct {
 	name string
-	// size returns how many bytes the unpacked data has, as far as the file tells cheaply, in
-	// words.
-	size func(in *input) string
-	// open returns the unpacked data. It ends with io.EOF only if all of the input is well formed.
-	open func(in *input, r io.Reader) (io.ReadCloser, error)
+	// open returns the unpacked data from a place on, 0 or one that an earlier reader's places gave. It
+	// ends with io.EOF only if all of the input is well formed.
+	open func(in *input, at int64) (io.ReadCloser, error)
 }
 
 var (
-	gzipCodec = codec{"gzip", gzipSize, func(_ *input, r io.Reader) (io.ReadCloser, error) {
-		return gzip.NewReader(r)
+	gzipCodec = codec{"gzip", func(in *input, at int64) (io.ReadCloser, error) {
+		return newGzipReader(in, at)
 	}}
-	zstdCodec = codec{"Zstandard", zstdSize, func(_ *input, r io.Reader) (io.ReadCloser, error) {
-		d, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
+	zstdCodec = codec{"Zstandard", func(in *input, _ int64) (io.ReadCloser, error) {
+		d, err := zstd.NewReader(buffered(in, 0), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}
 		return d.IOReadCloser(), nil
 	}}
-	bzip2Codec = codec{"bzip2", func(*input) string { return "" }, func(_ *input, r io.Reader) (io.ReadCloser, error) {
-		return io.NopCloser(bzip2.NewReader(r)), nil
+	bzip2Codec = codec{"bzip2", func(in *input, _ int64) (io.ReadCloser, error) {
+		return io.NopCloser(bzip2.NewReader(buffered(in, 0))), nil
 	}}
-	xzCodec = codec{"xz", xzSize, func(in *input, _ io.Reader) (io.ReadCloser, error) {
-		r, err := newXZReader(in.r, in.size)
-		return io.NopCloser(r), err
+	xzCodec = codec{"xz", func(in *input, at int64) (io.ReadCloser, error) {
+		return newXZReader(in.r, in.size, at)
 	}}
 )
 
-// gzipSize reads the trailer (RFC 1952, 2.3.1), which has the size of the last member modulo 2^32.
-func gzipSize(in *input) string {
-	var t [4]byte
-	if _, err := in.r.ReadAt(t[:], in.size-4); err != nil && err != io.EOF || in.size < 18 {
-		return ""
-	}
-	return fmt.Sprintf("%d bytes, or that and a multiple of 4 GiB", binary.LittleEndian.Uint32(t[:]))
+// buffered reads an input from an offset to its end.
+func buffered(in *input, at int64) *bufio.Reader {
+	return bufio.NewReaderSize(io.NewSectionReader(in.r, at, in.size-at), 256<<10)
 }
 
-// zstdSize reads the header of the first frame, which may have the frame's size (RFC 8878,
-// 3.1.1.1).
-func zstdSize(in *input) string {
-	var head [zstd.HeaderMaxSize]byte
-	n, _ := in.r.ReadAt(head[:], 0)
-	var h zstd.Header
-	if err := h.Decode(head[:n]); err != nil || !h.HasFCS {
-		return ""
-	}
-	return fmt.Sprintf("%d bytes or more", h.FrameContentSize)
+// minRestart is how many unpacked bytes two places of one file are apart at least, which bounds their
+// number.
+const minRestart = 8 << 20
+
+// gzipReader reads the members of a gzip file (RFC 1952, 2.2), each of which can be unpacked without
+// those before it.
+type gzipReader struct {
+	z       *gzip.Reader
+	in      *countingReader
+	buf     *bufio.Reader
+	out     int64
+	members []restart
 }
 
-func xzSize(in *input) string {
-	blocks, err := readXZBlocks(in.r, in.size)
-	if err != nil {
-		return ""
-	}
-	n := int64(0)
-	for _, b := range blocks {
-		n += b.size
-	}
-	return fmt.Sprintf("%d bytes", n)
+// countingReader counts what was read.
+type countingReader struct {
+	r io.Reader
+	n int64
 }
 
-// compressed returns how to unwrap what the codec made: into a file, since it cannot be read at
-// random.
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+func newGzipReader(in *input, at int64) (*gzipReader, error) {
+	g := &gzipReader{in: &countingReader{r: io.NewSectionReader(in.r, at, in.size-at), n: at}}
+	g.buf = bufio.NewReaderSize(g.in, 256<<10)
+	var err error
+	if g.z, err = gzip.NewReader(g.buf); err == nil {
+		g.z.Multistream(false)
+	}
+	return g, err
+}
+
+// Read implements [io.Reader].
+func (g *gzipReader) Read(p []byte) (int, error) {
+	for {
+		n, err := g.z.Read(p)
+		g.out += int64(n)
+		if err == io.EOF && n == 0 {
+			at := g.in.n - int64(g.buf.Buffered()) // the buffer has no byte of the next member less
+			if err := g.z.Reset(g.buf); err != nil {
+				return 0, err // io.EOF if there is no more
+			}
+			g.z.Multistream(false)
+			if last := len(g.members) - 1; g.out >= minRestart && (last < 0 || g.out-g.members[last].out >= minRestart) {
+				g.members = append(g.members, restart{at, g.out})
+			}
+			continue
+		}
+		if err == io.EOF {
+			err = nil
+		}
+		if n > 0 || err != nil || len(p) == 0 {
+			return n, err
+		}
+	}
+}
+
+// Close implements [io.Closer].
+func (g *gzipReader) Close() error { return g.z.Close() }
+
+// places returns where members begin.
+func (g *gzipReader) places() []restart { return g.members }
+
+// compressed returns how to unwrap what the codec made, which cannot be read at random: into a file,
+// if there is a folder for it, else as often as it takes.
 func compressed(c codec) func(d *Disk, ctx context.Context, in *input, o OpenOptions) (*input, error) {
 	return func(d *Disk, ctx context.Context, in *input, o OpenOptions) (*input, error) {
 		if o.ScratchDir == "" {
-			refused := in.bad("", "it is a %s file, which can only be read at random when it is unpacked", c.name)
-			refused.Need, refused.Remedy = NeedScratch, "name a folder for the unpacked copy"
-			if size := c.size(in); size != "" {
-				refused.Remedy += fmt.Sprintf(", which has %s (zeros take no room)", size)
-			}
-			return nil, refused
+			return c.stream(ctx, d, in, o)
 		}
 		s, err := newScratch(o.ScratchDir)
 		if err != nil {
@@ -161,32 +191,66 @@ func compressed(c codec) func(d *Disk, ctx context.Context, in *input, o OpenOpt
 		if err := c.unpack(ctx, in, s, o.MaxVirtualSize); err != nil {
 			return nil, err
 		}
-		name := in.name
-		if ext := filepath.Ext(name); slices.Contains([]string{".tgz", ".txz", ".tzst", ".tbz2"}, strings.ToLower(ext)) {
-			name = strings.TrimSuffix(name, ext) + ".tar"
-		} else {
-			name = strings.TrimSuffix(name, ext)
-		}
-		out := &input{
-			label: in.label, name: name, r: s.f, size: s.size, holes: true,
-			dir: in.dir, wrapped: in.wrapped, member: in.member,
-		}
-		return out.within(c.name), nil
+		return in.unpacked(c.name, s.f, s.size), nil
 	}
+}
+
+// unpacked returns what was in a compressed input.
+func (in *input) unpacked(codec string, r io.ReaderAt, size int64) *input {
+	name := in.name
+	if ext := filepath.Ext(name); slices.Contains([]string{".tgz", ".txz", ".tzst", ".tbz2"}, strings.ToLower(ext)) {
+		name = strings.TrimSuffix(name, ext) + ".tar"
+	} else {
+		name = strings.TrimSuffix(name, ext)
+	}
+	out := &input{
+		label: in.label, name: name, r: r, size: size, holes: true,
+		dir: in.dir, wrapped: in.wrapped, member: in.member,
+	}
+	return out.within(codec)
+}
+
+// stream reads what is in the input without a copy.
+func (c codec) stream(ctx context.Context, d *Disk, in *input, o OpenOptions) (*input, error) {
+	window := o.window
+	if window == 0 {
+		window = forwardWindow
+	}
+	f, err := newForward(ctx, in, c, unpackedLimit(o.MaxVirtualSize), window)
+	if err != nil {
+		return nil, c.refuse(in, err)
+	}
+	d.temps = append(d.temps, f)
+	if f.size > window {
+		d.warn("%s: %s data cannot be read at random; its %d bytes are unpacked twice at least, and once more each time that "+
+			"the disk is read; with a scratch folder, once", in.label, c.name, f.size)
+	}
+	d.info.Streamed = true
+	return in.unpacked(c.name, f, f.size), nil
+}
+
+// remedy says what a scratch folder costs.
+func (c codec) remedy(size int64) string {
+	return fmt.Sprintf("name a folder for the unpacked copy, which has %d bytes (zeros take no room)", size)
 }
 
 // unpack writes what is in the input to s.
 func (c codec) unpack(ctx context.Context, in *input, s *scratch, maxVirtualSize int64) error {
-	src := bufio.NewReaderSize(io.NewSectionReader(in.r, 0, in.size), 1<<20)
-	r, err := c.open(in, src)
+	r, err := c.open(in, 0)
 	if err == nil {
 		err = s.fill(ctx, r, unpackedLimit(maxVirtualSize))
 		err = errors.Join(err, r.Close())
 	}
+	if err != nil {
+		return c.refuse(in, err)
+	}
+	return nil
+}
+
+// refuse returns the error for data that could not be unpacked.
+func (c codec) refuse(in *input, err error) error {
 	var limit *limitError
 	switch {
-	case err == nil:
-		return nil
 	case errors.As(err, &limit):
 		return in.bad("", "unpacked, it has more than %d bytes, above the limit", limit.size)
 	case isPlainError(err):

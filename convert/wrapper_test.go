@@ -117,15 +117,17 @@ func TestWrappers(t *testing.T) {
 			for _, name := range []string{"disk.qcow2" + suffix, "disk.img"} {
 				path := filepath.Join(dir, name)
 				write(t, path, pack(t, suffix, image))
-				refusedNeed(t, path, convert.OpenOptions{}, convert.NeedScratch)
-				info := checkWrapped(t, path, o, want)
-				if info.Format != "qcow2" || len(info.Wrapped) != 1 || info.Path != path {
-					t.Errorf("info %+v", info)
+				for _, o := range []convert.OpenOptions{o, {}} {
+					info := checkWrapped(t, path, o, want)
+					if info.Format != "qcow2" || len(info.Wrapped) != 1 || info.Path != path || info.Streamed != (o.ScratchDir == "") {
+						t.Errorf("info %+v", info)
+					}
 				}
 			}
 			path := filepath.Join(dir, "disk.raw"+suffix)
 			write(t, path, pack(t, suffix, noise))
 			checkWrapped(t, path, o, noise)
+			checkWrapped(t, path, convert.WithWindow(convert.OpenOptions{}, 1<<20), noise)
 			raw := o
 			raw.Format = "raw"
 			checkWrapped(t, path, raw, noise)
@@ -153,6 +155,7 @@ func TestWrappers(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "disk.raw"+tc.suffix)
 			write(t, path, packWith(t, noise, tc.tool, strings.Fields(tc.args)...))
 			checkWrapped(t, path, convert.OpenOptions{ScratchDir: t.TempDir()}, noise)
+			checkWrapped(t, path, convert.WithWindow(convert.OpenOptions{}, 1<<20), noise)
 		})
 	}
 	t.Run("overlay", func(t *testing.T) {
@@ -237,13 +240,15 @@ func TestHostileWrappers(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "disk.img")
 			write(t, path, tc.file)
-			o := convert.OpenOptions{ScratchDir: t.TempDir(), MaxVirtualSize: tc.max}
-			err := allocating(t, func() error { return openAndRead(path, o) })
-			var refused *convert.RefusedError
-			if !errors.As(err, &refused) || !strings.Contains(refused.Reason, tc.want) {
-				t.Errorf("got %v, want it refused for %q", err, tc.want)
+			for _, dir := range []string{t.TempDir(), ""} {
+				o := convert.OpenOptions{ScratchDir: dir, MaxVirtualSize: tc.max}
+				err := allocating(t, func() error { return openAndRead(path, o) })
+				var refused *convert.RefusedError
+				if !errors.As(err, &refused) || !strings.Contains(refused.Reason, tc.want) {
+					t.Errorf("got %v, want it refused for %q", err, tc.want)
+				}
+				emptyFolder(t, dir)
 			}
-			emptyFolder(t, o.ScratchDir)
 		})
 	}
 	t.Run("xz window of 4 GiB", func(t *testing.T) {
@@ -350,7 +355,8 @@ func TestOVA(t *testing.T) {
 		{name: "RAW disk", members: []member{ovf("", second.name), second}, want: other, reason: "no manifest"},
 		{name: "gzip inside", members: []member{ovf(`ovf:compression="gzip"`, packed.name), packed},
 			o: convert.OpenOptions{ScratchDir: t.TempDir()}, want: want, reason: "no manifest"},
-		{name: "gzip inside, no scratch", members: []member{ovf(`ovf:compression="gzip"`, packed.name), packed}, need: convert.NeedScratch, reason: "gzip"},
+		{name: "gzip inside, no scratch", members: []member{ovf(`ovf:compression="gzip"`, packed.name), packed}, want: want, reason: "no manifest"},
+		{name: "gzip outside, no scratch", file: pack(t, ".gz", whole), want: want, reason: "no manifest"},
 		{name: "gzip outside", file: pack(t, ".gz", whole), o: convert.OpenOptions{ScratchDir: t.TempDir()}, want: want, reason: "no manifest"},
 		{name: "two disks", members: []member{both, disk, second}, need: convert.NeedDisk, reason: `2 disks: "web-disk1.vmdk", "web-disk2.img"`},
 		{name: "two disks, the first", members: []member{both, mf(both, disk), disk, second},

@@ -165,18 +165,42 @@ func parseXZIndex(p []byte) ([]xzBlock, error) {
 	return blocks, nil
 }
 
-// xzReader reads the blocks of a file one after the other.
+// xzReader reads the blocks of a file one after the other. Each can be unpacked without those before
+// it.
 type xzReader struct {
 	r      io.ReaderAt
+	starts []restart
 	blocks []xzBlock
 	cur    io.Reader // of the first of blocks, nil = not begun
 	left   int64     // bytes that cur still has to give
 }
 
-func newXZReader(r io.ReaderAt, size int64) (*xzReader, error) {
+// newXZReader reads from the block of that number on.
+func newXZReader(r io.ReaderAt, size, first int64) (*xzReader, error) {
 	blocks, err := readXZBlocks(r, size)
-	return &xzReader{r: r, blocks: blocks}, err
+	if err != nil {
+		return nil, err
+	}
+	if first > int64(len(blocks)) {
+		return nil, errXZEnd // it has fewer blocks than before
+	}
+	x := &xzReader{r: r, blocks: blocks[first:]}
+	last, out := int64(0), int64(0)
+	for i, b := range blocks {
+		if out-last >= minRestart {
+			x.starts = append(x.starts, restart{int64(i), out})
+			last = out
+		}
+		out += b.size
+	}
+	return x, nil
 }
+
+// places returns where blocks begin.
+func (x *xzReader) places() []restart { return x.starts }
+
+// Close implements [io.Closer].
+func (x *xzReader) Close() error { return nil }
 
 // Read implements [io.Reader].
 func (x *xzReader) Read(p []byte) (int, error) {

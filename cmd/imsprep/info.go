@@ -22,7 +22,7 @@ that isn't allowed is refused with exit code 3 and the reason. No file is opened
 and those beside it that hold the disk's own data (the extents of a VMDK, the disk of an OVF).`,
 		Example: `  imsprep info web-01.qcow2
   imsprep info appliance.ova
-  imsprep info web-01.vhdx.gz --scratch /var/tmp
+  imsprep info web-01.vhdx.gz
   imsprep info overlay.qcow2 --allow-backing --json`,
 		Args: a.args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -48,9 +48,13 @@ and those beside it that hold the disk's own data (the extents of a VMDK, the di
 }
 
 func infoFields(i convert.Info) []field {
+	wrapped := strings.Join(i.Wrapped, ", ")
+	if i.Streamed {
+		wrapped += ", unpacked as it is read"
+	}
 	fields := []field{
 		{"path", i.Path},
-		{"wrapped in", strings.Join(i.Wrapped, ", ")},
+		{"wrapped in", wrapped},
 		{"member", i.Member},
 		{"format", i.Format},
 		{"variant", i.Variant},

@@ -31,7 +31,7 @@ func (s *sourceFlags) add(cmd *cobra.Command) {
 	f.BoolVar(&s.backing, "allow-backing", false, "follow backing files and parent disks: plain names in the disk's own folder or in a --backing-dir")
 	f.StringArrayVar(&s.backingDirs, "backing-dir", nil, "another folder in which they may lie (repeatable; with --allow-backing)")
 	f.BoolVar(&s.force, "force", false, "read a disk that is marked damaged but can be read; never what is unsafe")
-	f.StringVar(&s.scratch, "scratch", "", "a folder for the unpacked copy of a compressed disk (.gz, .xz, .zst, .bz2)")
+	f.StringVar(&s.scratch, "scratch", "", "unpack a compressed disk (.gz, .xz, .zst, .bz2) once, to a file in this folder, instead of as often as it is read")
 	f.StringVar(&s.archiveDisk, "ova-disk", "", "the file to take from an OVA or another archive that has several")
 	f.BoolVar(&s.originalSize, "original-size", false, "of ZVHD and ZVHD2, the size of the disk that it was made from, not whole GiB")
 	_ = cmd.RegisterFlagCompletionFunc("format-in", cobra.FixedCompletions(convert.FormatNames(), cobra.ShellCompDirectiveNoFileComp))

@@ -29,6 +29,7 @@ type Image struct {
 	r    io.ReaderAt
 	size int64
 	file *os.File // r, if it may be asked for holes
+	ext  extenter // r, if it knows itself where it is zero
 
 	// Asking for holes moves the descriptor's offset, which goroutines share. Reading does not use
 	// it.
@@ -38,9 +39,14 @@ type Image struct {
 
 var _ image.Image = (*Image)(nil)
 
+// extenter is content that knows where it is zero, in the manner of an image.Image.
+type extenter interface {
+	Extent(start, length int64) (image.Extent, error)
+}
+
 // New returns a reader of the first size bytes of r, which stays the caller's to close. With sparse
 // set, and if r is an [*os.File], the holes that the file system knows of are reported as zeros; it
-// should be set for regular files only.
+// should be set for regular files only. What has an Extent method itself is asked by that.
 func New(r io.ReaderAt, size int64, sparse bool) (*Image, error) {
 	if size <= 0 {
 		return nil, ErrEmpty
@@ -48,6 +54,7 @@ func New(r io.ReaderAt, size int64, sparse bool) (*Image, error) {
 	img := &Image{r: r, size: size}
 	if sparse {
 		img.file, _ = r.(*os.File)
+		img.ext, _ = r.(extenter)
 	}
 	img.noHoles.Store(img.file == nil)
 	return img, nil
@@ -84,6 +91,9 @@ func (img *Image) Extent(start, length int64) (image.Extent, error) {
 	if start < 0 || length < 0 || start > img.size || length > img.size-start {
 		return image.Extent{}, fmt.Errorf("extent of %d bytes at %d is outside of the disk of %d bytes",
 			length, start, img.size)
+	}
+	if img.ext != nil && length > 0 {
+		return img.ext.Extent(start, length)
 	}
 	all := image.Extent{Start: start, Length: length, Allocated: true}
 	if length == 0 || img.noHoles.Load() {
