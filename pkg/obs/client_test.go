@@ -457,7 +457,7 @@ func TestZeroLevels(t *testing.T) {
 		1:               {1},
 		MinPartSize:     {MinPartSize},
 		16 << 20:        {MinPartSize, 16 << 20},
-		MaxZeroPart:     {MinPartSize, 75 << 20, MaxZeroPart},
+		1 << 30:         {MinPartSize, 75 << 20, 1 << 30},
 		MaxPartSize:     {MinPartSize, 160 << 20, MaxPartSize},
 		MinPartSize + 1: {MinPartSize, MinPartSize + 1},
 	} {

@@ -3,12 +3,10 @@
 package obs
 
 import (
-	"cmp"
-	"container/heap"
 	"fmt"
 	"iter"
 	"math/bits"
-	"slices"
+	"sort"
 )
 
 // Limits of a multipart upload, the strictest of those documented for OBS and S3.
@@ -19,25 +17,21 @@ const (
 	MaxObjectSize = MaxParts * int64(MaxPartSize) // 48.8 TiB
 )
 
+// Grain is what divides the offsets of parts unless PlanOptions say otherwise, in bytes: fine enough
+// that parts follow the data, and what disks are stored and hashed in.
+const Grain = 64 << 10
+
 // Defaults of PlanOptions.
 const (
-	DefaultBlockSize    = 2 << 20
+	DefaultBlockSize    = Grain
 	DefaultPartSize     = 16 << 20
 	DefaultMemoryBudget = 256 << 20
 	DefaultWorkers      = 4
 )
 
-// MaxZeroPart is the longest part copied from the zero object unless 10,000 parts ask for longer
-// ones. Longer parts would save requests only on disks that are all but empty, and would make the
-// server do more between two signs of life.
-const MaxZeroPart = 1 << 30
-
 const (
 	maxBlockSize = 64 << 20
 	maxWorkers   = 64
-	// maxZeroRuns is how many runs of zeros can possibly be of use: there are data parts between
-	// them, and no more than MaxParts parts in all.
-	maxZeroRuns = MaxParts / 2
 	// partStep keeps the sizes of parts round when blocks are small.
 	partStep = 1 << 20
 )
@@ -90,6 +84,10 @@ type Part struct {
 	Number         int   // from 1
 	Offset, Length int64 // bytes of the object
 	Zero           bool  // known to be all zeros: never read from the source
+	// Pieces, if not nil, make a composed part: they tile it, are sent, copied or composed as parts of an
+	// object of their own, which is then copied into this part and deleted. The last of them may be
+	// shorter than MinPartSize. Offsets are those of the object that is uploaded.
+	Pieces []Part
 }
 
 // Plan divides an object into parts. They tile it in order; all boundaries but the end are
@@ -110,21 +108,32 @@ type Plan struct {
 	// planned.
 	ZeroObjectSize int64
 	Parts          []Part
+	// DataBytes is how many bytes are not known to be zero.
+	DataBytes int64
+	// Floor is the least number of bytes in any set of sent parts that holds all data, if parts can only
+	// be sent or copied and there may be as many as one likes: boundaries at multiples of BlockSize, no
+	// part but the last below MinPartSize. Composed parts can stay below it.
+	Floor int64
 
 	budget  int64
 	workers int // as asked for
 }
 
-// PlanSummary counts what a plan will cost when nothing fails and no data part turns out to be
-// zeros.
+// PlanSummary counts what a plan will cost when nothing fails, no data part turns out to be zeros, and
+// no zero object is shared.
 type PlanSummary struct {
-	Parts       int   `json:"parts"`
-	SendParts   int   `json:"send_parts"`
-	CopyParts   int   `json:"copy_parts"`
-	BytesToSend int64 `json:"bytes_to_send"` // bodies, including the seed of the zero object
-	BytesToCopy int64 `json:"bytes_to_copy"` // bytes of the object that the server copies
-	Requests    int   `json:"requests"`
-	Memory      int64 `json:"memory"` // bytes of part buffers
+	Parts         int   `json:"parts"`
+	SendParts     int   `json:"send_parts"`
+	CopyParts     int   `json:"copy_parts"`
+	ComposedParts int   `json:"composed_parts"`
+	DataBytes     int64 `json:"data_bytes"`     // not known to be zero
+	FloorBytes    int64 `json:"floor_bytes"`    // Plan.Floor
+	PartBytes     int64 `json:"part_bytes"`     // sent in parts and pieces
+	BytesToSend   int64 `json:"bytes_to_send"`  // bodies: PartBytes and the seed of the zero object
+	BytesToCopy   int64 `json:"bytes_to_copy"`  // zeros that the server copies
+	ComposedBytes int64 `json:"composed_bytes"` // bytes that the server copies once more, in composed parts
+	Requests      int   `json:"requests"`
+	Memory        int64 `json:"memory"` // bytes of part buffers
 }
 
 // NewPlan divides an object of size bytes. extents describe the disk in ascending order without
@@ -168,23 +177,27 @@ func NewPlan(size int64, extents iter.Seq2[Extent, error], o PlanOptions) (*Plan
 		o.ZeroCopy = ZeroCopyAuto
 	}
 
-	g := geometry{size: size, block: o.BlockSize, minPart: roundUp(MinPartSize, o.BlockSize)}
-	runs, err := g.collectZeroRuns(extents)
+	return newPlan(size, extents, o, storeRules())
+}
+
+func newPlan(size int64, extents iter.Seq2[Extent, error], o PlanOptions, r rules) (*Plan, error) {
+	g := newGeometry(size, o.BlockSize, r)
+	runs, data, err := g.collectZeroRuns(extents)
 	if err != nil {
 		return nil, err
 	}
 	start := o.PartSize
 	if start == 0 {
-		start = min(DefaultPartSize, max(o.MemoryBudget, MinPartSize))
+		start = min(DefaultPartSize, max(o.MemoryBudget, g.minPart))
 	}
-	start = max(roundUp(start, o.BlockSize), g.minPart)
+	start = min(max(roundUp(start, o.BlockSize), g.minPart), g.maxPart)
 
-	p := &Plan{Size: size, BlockSize: o.BlockSize, ZeroCopy: o.ZeroCopy, budget: o.MemoryBudget, workers: o.Workers}
+	p := &Plan{Size: size, BlockSize: o.BlockSize, ZeroCopy: o.ZeroCopy, DataBytes: data,
+		budget: o.MemoryBudget, workers: o.Workers}
+	_, p.Floor = g.choose(runs, terms{partSize: g.maxPart, zeroPart: g.maxPart})
 	if o.ZeroCopy != ZeroCopyOff {
 		p.fit(g, runs, start, true)
-		if o.ZeroCopy == ZeroCopyOn || p.zeroBytes() > seedSize {
-			p.CopyZeros = p.zeroBytes() > 0
-		}
+		p.CopyZeros = p.zeroBytes() > seedSize || o.ZeroCopy == ZeroCopyOn && p.zeroBytes() > 0
 	}
 	if !p.CopyZeros {
 		p.fit(g, runs, start, false)
@@ -196,9 +209,9 @@ func NewPlan(size int64, extents iter.Seq2[Extent, error], o PlanOptions) (*Plan
 // withoutCopying is the same plan for a server that can't copy. Its zero parts are cut to the size
 // of sent ones, so that a failed attempt does not cost a GiB.
 func (p *Plan) withoutCopying() *Plan {
-	g := geometry{size: p.Size, block: p.BlockSize, minPart: roundUp(MinPartSize, p.BlockSize)}
+	g := newGeometry(p.Size, p.BlockSize, storeRules())
 	var runs []zeroRun
-	for _, part := range p.Parts {
+	for part := range leaves(p.Parts) {
 		if !part.Zero {
 			continue
 		}
@@ -208,41 +221,89 @@ func (p *Plan) withoutCopying() *Plan {
 			runs = append(runs, zeroRun{part.Offset, part.Offset + part.Length})
 		}
 	}
-	q := &Plan{Size: p.Size, BlockSize: p.BlockSize, ZeroCopy: p.ZeroCopy, budget: p.budget, workers: p.workers}
+	q := &Plan{Size: p.Size, BlockSize: p.BlockSize, ZeroCopy: p.ZeroCopy, DataBytes: p.DataBytes, Floor: p.Floor,
+		budget: p.budget, workers: p.workers}
 	q.fit(g, runs, p.PartSize, false)
 	q.finish()
 	return q
 }
 
+// leaves goes through the parts that are sent or copied, those within composed parts too, in order.
+func leaves(parts []Part) iter.Seq[Part] {
+	return func(yield func(Part) bool) {
+		var walk func(parts []Part) bool
+		walk = func(parts []Part) bool {
+			for _, p := range parts {
+				if p.Pieces == nil && !yield(p) || !walk(p.Pieces) {
+					return false
+				}
+			}
+			return true
+		}
+		walk(parts)
+	}
+}
+
+// composeRequests are those of a composed part beside its pieces': initiate, complete, copy, delete.
+const composeRequests = 4
+
+// zeroLevelRequests are those of a zero object beside its copies: initiate, complete, a look at the
+// result, delete.
+const zeroLevelRequests = 4
+
 // Summary counts the plan's cost.
 func (p *Plan) Summary() PlanSummary {
-	s := PlanSummary{Parts: len(p.Parts), Memory: int64(p.Workers) * p.Buffer}
+	s := PlanSummary{Parts: len(p.Parts), Memory: int64(p.Workers) * p.Buffer, DataBytes: p.DataBytes, FloorBytes: p.Floor}
+	var pieces func(parts []Part)
+	pieces = func(parts []Part) {
+		for _, part := range parts {
+			s.Requests++
+			switch {
+			case part.Pieces != nil:
+				s.Requests += composeRequests - 1
+				s.ComposedBytes += part.Length
+				pieces(part.Pieces)
+			case part.Zero && p.CopyZeros:
+				s.BytesToCopy += part.Length
+			default:
+				s.PartBytes += part.Length
+			}
+		}
+	}
+	pieces(p.Parts)
 	for _, part := range p.Parts {
-		if part.Zero && p.CopyZeros {
+		switch {
+		case part.Pieces != nil:
+			s.ComposedParts++
+		case part.Zero && p.CopyZeros:
 			s.CopyParts++
-			s.BytesToCopy += part.Length
-		} else {
+		default:
 			s.SendParts++
-			s.BytesToSend += part.Length
 		}
 	}
 	// Initiate, the parts, the pages of the part list, complete, the last look at the object.
-	s.Requests = 1 + s.Parts + (s.Parts+listPage-1)/listPage + 1 + 1
+	s.Requests += 1 + (s.Parts+listPage-1)/listPage + 1 + 1
+	s.BytesToSend = s.PartBytes
 	if p.CopyZeros {
 		levels := zeroLevels(p.ZeroObjectSize)
 		s.BytesToSend += levels[0]
-		s.Requests += 1 + len(levels) // the seed, and the deletion of each level
+		s.Requests += 2 // the seed, and its deletion
 		for i := 1; i < len(levels); i++ {
-			// Initiate, copies, complete, a look at the result.
-			s.Requests += 3 + int(ceilDiv(levels[i], levels[i-1]))
+			s.Requests += zeroLevelRequests + int(ceilDiv(levels[i], levels[i-1]))
 		}
 	}
 	return s
 }
 
+// cost is what the plan is compared by, in bytes to send.
+func (p *Plan) cost(r rules) int64 {
+	s := p.Summary()
+	return s.BytesToSend + r.request*int64(s.Requests) + s.ComposedBytes/max(r.compose, 1)
+}
+
 func (p *Plan) zeroBytes() int64 {
 	var n int64
-	for _, part := range p.Parts {
+	for part := range leaves(p.Parts) {
 		if part.Zero {
 			n += part.Length
 		}
@@ -252,17 +313,16 @@ func (p *Plan) zeroBytes() int64 {
 
 // finish derives the rest from the parts.
 func (p *Plan) finish() {
-	p.Buffer = 0
+	p.Buffer, p.ZeroObjectSize = 0, 0
 	var longest int64
-	data := 0
 	for i := range p.Parts {
-		part := &p.Parts[i]
-		part.Number = i + 1
+		p.Parts[i].Number = i + 1
+	}
+	for part := range leaves(p.Parts) {
 		if part.Zero {
 			longest = max(longest, part.Length)
 		} else {
 			p.Buffer = max(p.Buffer, part.Length)
-			data++
 		}
 	}
 	if p.CopyZeros {
@@ -276,247 +336,153 @@ func (p *Plan) finish() {
 	p.Workers = max(1, min(p.Workers, len(p.Parts)))
 }
 
-// fit fills Parts and PartSize with the division that has at most MaxParts parts and, in this
-// order: sends the least zeros without part sizes that would leave less than two workers within the
-// memory budget, and has the smallest parts. copies tells whether zero parts may be longer than
-// sent ones.
+// fit fills Parts and PartSize with a division that has at most maxParts parts. Parts grow first, as
+// long as two workers have room within the memory budget; that costs nothing. When the runs of zeros
+// alone are too many, either parts are composed, or the runs that save the least are sent: what is
+// cheaper. copies tells whether zeros are to be copied at all.
 func (p *Plan) fit(g geometry, runs []zeroRun, start int64, copies bool) {
 	step := max(g.block, partStep)
 	// With parts of this size even a disk without any run of zeros fits.
-	ceiling := max(start, roundUp(ceilDiv(g.size, MaxParts), step), roundUp(p.budget/2, step))
-	ceiling = min(ceiling, MaxPartSize)
+	ceiling := max(start, roundUp(ceilDiv(g.size, int64(g.maxParts)), step), roundUp(p.budget/2, step))
+	ceiling = min(ceiling, g.maxPart)
+	t := terms{part: g.request, partSize: start, zeroPart: g.maxPart, tails: copies && g.compose > 0}
+	var kept []copied
+	var zeroPart int64
+	choose := func(runs []zeroRun) {
+		kept, _ = g.choose(runs, t)
+		if zeroPart = g.zeroPart(kept); !copies {
+			zeroPart = 0
+		}
+	}
+	divide := func(size int64, limit int) []Part {
+		z := zeroPart
+		if z == 0 {
+			z = size
+		}
+		return g.divide(kept, size, z, limit)
+	}
+	fits := func(size int64) bool { return len(divide(size, g.maxParts)) <= g.maxParts }
+	if choose(runs); fits(ceiling) {
+		p.grow(divide, fits, start, ceiling, step)
+		return
+	}
+	composed := p.composed(g, divide, start, ceiling, copies)
+	t.tails, t.partSize = false, ceiling
+	within := func(price int64, runs []zeroRun) bool {
+		t.part = price
+		choose(runs)
+		return fits(ceiling)
+	}
+	// The dearer a part, the fewer are chosen. Counts are almost, not strictly, monotone, hence the last
+	// look at each end.
+	lo, hi := g.request, max(g.request, 1)
+	for hi <= g.size && !within(hi, runs) {
+		lo, hi = hi, 2*hi
+	}
+	for range 16 {
+		if mid := (lo + hi) / 2; within(mid, runs) {
+			hi = mid
+		} else {
+			lo = mid
+		}
+	}
+	few, fewZeroPart := kept[:0:0], zeroPart // so close to the store's limits, it may be that none fits
+	if hi <= g.size && within(hi, runs) {
+		few, fewZeroPart = kept, zeroPart
+	}
+	// Of runs that are worth the same, all or none are chosen at one price. Those that the lower price
+	// adds are taken from the left, as many as there is room for.
+	if !within(lo, runs) {
+		many := kept
+		take := func(n int) []zeroRun { return union(runs, few, many[:n]) }
+		n := sort.Search(len(many), func(n int) bool { return !within(lo, take(n+1)) })
+		if !within(lo, take(n)) {
+			kept, zeroPart = few, fewZeroPart
+		}
+	}
+	p.grow(divide, fits, start, ceiling, step)
+	p.CopyZeros = copies
+	p.finish()
+	if composed != nil && composed.cost(g.rules) < p.cost(g.rules) {
+		p.PartSize, p.Parts = composed.PartSize, composed.Parts
+	}
+}
 
-	zeroPart := func(size int64) int64 {
-		if !copies {
-			return size
-		}
-		z := roundUp(ceilDiv(g.size, maxZeroRuns), g.block)
-		return min(max(z, MaxZeroPart), MaxPartSize)
-	}
-	divide := func(keep int, size int64) []Part {
-		return g.divide(longest(runs, keep), size, zeroPart(size))
-	}
-	keep := len(runs)
-	if len(divide(keep, ceiling)) > MaxParts {
-		// The short runs go first: each costs two parts and saves the least. Counts are almost, not
-		// strictly, monotone in the number of runs, hence the walk down after the search.
-		lo, hi := 0, keep // lo fits
-		for hi-lo > 1 {
-			if mid := (lo + hi) / 2; len(divide(mid, ceiling)) <= MaxParts {
-				lo = mid
-			} else {
-				hi = mid
-			}
-		}
-		keep = lo
-	}
-	size := ceiling
-	if len(divide(keep, start)) <= MaxParts {
-		size = start
+// grow divides with the smallest part size that will do.
+func (p *Plan) grow(divide func(size int64, limit int) []Part, fits func(size int64) bool, start, ceiling, step int64) {
+	p.PartSize = ceiling
+	if fits(start) {
+		p.PartSize = start
 	} else {
 		lo, hi := int64(0), ceilDiv(ceiling-start, step) // start+lo*step does not fit, hi does
 		for hi-lo > 1 {
 			mid := (lo + hi) / 2
-			if len(divide(keep, start+mid*step)) <= MaxParts {
+			if fits(start + mid*step) {
 				hi = mid
 			} else {
 				lo = mid
 			}
 		}
-		size = min(start+hi*step, ceiling)
+		p.PartSize = min(start+hi*step, ceiling)
 	}
-	p.PartSize = size
-	p.Parts = divide(keep, size)
+	p.Parts = divide(p.PartSize, maxRuns*4)
 }
 
-type zeroRun struct{ start, end int64 }
-
-func (r zeroRun) length() int64 { return r.end - r.start }
-
-// longest returns the n longest runs in ascending order of position.
-func longest(runs []zeroRun, n int) []zeroRun {
-	if n >= len(runs) {
-		return runs
+// composed is the plan with composed parts, nil when there is none.
+func (p *Plan) composed(g geometry, divide func(size int64, limit int) []Part, start, ceiling int64, copies bool) *Plan {
+	if !copies || g.compose == 0 {
+		return nil
 	}
-	out := slices.Clone(runs)
-	slices.SortFunc(out, func(a, b zeroRun) int {
-		return cmp.Or(cmp.Compare(b.length(), a.length()), cmp.Compare(a.start, b.start))
-	})
-	out = out[:n]
-	slices.SortFunc(out, func(a, b zeroRun) int { return cmp.Compare(a.start, b.start) })
-	return out
-}
-
-// geometry is what every division of one object has in common.
-type geometry struct {
-	size    int64
-	block   int64
-	minPart int64 // MinPartSize rounded up to blocks
-}
-
-// collectZeroRuns keeps the runs of zeros that could become parts: rounded inward to blocks, at
-// least minPart long, the longest maxZeroRuns of them. Ascending.
-func (g geometry) collectZeroRuns(extents iter.Seq2[Extent, error]) ([]zeroRun, error) {
-	if extents == nil {
-		return nil, nil
+	// Long stretches of data need not be cut finer than into a quarter of the parts.
+	q := *p
+	q.PartSize = min(max(start, roundUp(ceilDiv(4*p.DataBytes, int64(g.maxParts)), max(g.block, partStep))), ceiling)
+	if q.Parts = g.group(divide(q.PartSize, 4*maxRuns)); q.Parts == nil {
+		return nil
 	}
-	var kept runHeap
-	cur := zeroRun{-1, -1}
-	flush := func() {
-		if cur.start < 0 {
-			return
-		}
-		r := zeroRun{roundUp(cur.start, g.block), cur.end}
-		cur = zeroRun{-1, -1}
-		if r.end < g.size {
-			r.end -= r.end % g.block
-		}
-		whole := r.start == 0 && r.end == g.size
-		if r.length() < g.minPart && !whole {
-			return
-		}
-		if len(kept) < maxZeroRuns {
-			heap.Push(&kept, r)
-		} else if r.length() > kept[0].length() {
-			kept[0] = r
-			heap.Fix(&kept, 0)
-		}
-	}
-	var pos int64
-	for e, err := range extents {
-		if err != nil {
-			return nil, err
-		}
-		if e.Length < 0 || e.Start < pos || e.Start > g.size || e.Length > g.size-e.Start {
-			return nil, &Error{Op: "plan upload", Kind: KindInvalid, Message: fmt.Sprintf(
-				"extent of %d bytes at %d is out of order or leaves the disk of %d bytes", e.Length, e.Start, g.size)}
-		}
-		pos = e.Start + e.Length
-		if e.Length == 0 {
-			continue
-		}
-		if e.Zero && e.Start == cur.end {
-			cur.end = pos
-			continue
-		}
-		flush()
-		if e.Zero {
-			cur = zeroRun{e.Start, pos}
-		}
-	}
-	flush()
-	slices.SortFunc(kept, func(a, b zeroRun) int { return cmp.Compare(a.start, b.start) })
-	return kept, nil
+	q.CopyZeros = true
+	q.finish()
+	return &q
 }
-
-// divide cuts the object into parts: the runs into zero parts, the rest into data parts.
-func (g geometry) divide(runs []zeroRun, partSize, zeroPart int64) []Part {
-	runs = g.lendToData(runs)
-	var parts []Part
-	var pos int64
-	for _, r := range runs {
-		parts = g.cut(parts, pos, r.start, partSize, false)
-		parts = g.cut(parts, r.start, r.end, zeroPart, true)
-		pos = r.end
-	}
-	return g.cut(parts, pos, g.size, partSize, false)
-}
-
-// lendToData shortens runs beside a stretch of data that is too short for a part, and drops runs
-// that would become too short themselves. What it takes away is sent as data.
-func (g geometry) lendToData(runs []zeroRun) []zeroRun {
-	var out []zeroRun
-	for _, r := range runs {
-		var before int64 // where the data before r begins
-		if len(out) > 0 {
-			before = out[len(out)-1].end
-		}
-		need := g.minPart - (r.start - before)
-		if r.start == before {
-			// No data in between happens only for r.start == 0, and after r's predecessor lent all.
-			need = 0
-		}
-		if need <= 0 {
-			out = append(out, r)
-			continue
-		}
-		var prev *zeroRun
-		if len(out) > 0 {
-			prev = &out[len(out)-1]
-		}
-		fromPrev := prev != nil && prev.length()-need >= g.minPart
-		fromNext := r.length()-need >= g.minPart
-		switch {
-		case fromNext && (!fromPrev || r.length() >= prev.length()):
-			r.start += need
-			out = append(out, r)
-		case fromPrev:
-			prev.end -= need
-			out = append(out, r)
-		case prev != nil && prev.length() < r.length():
-			out = out[:len(out)-1] // the data is long enough with it
-			out = append(out, r)
-		default:
-			// r becomes data; what follows it continues that data.
-		}
-	}
-	return out
-}
-
-// cut appends parts of size bytes for [from, to). The last one may be anything at the end of the
-// object; elsewhere a remainder below the minimum is evened out with the part before it.
-func (g geometry) cut(parts []Part, from, to, size int64, zero bool) []Part {
-	// One part too many is enough to see that this division will not do.
-	for from < to && len(parts) <= MaxParts {
-		n := min(size, to-from)
-		rest := to - from - n
-		if rest > 0 && rest < g.minPart && to < g.size {
-			if n+rest >= 2*g.minPart {
-				n = n + rest - g.minPart
-			} else {
-				n += rest
-			}
-		}
-		parts = append(parts, Part{Offset: from, Length: n, Zero: zero})
-		from += n
-	}
-	return parts
-}
-
-// runHeap has the shortest run on top.
-type runHeap []zeroRun
-
-func (h runHeap) Len() int           { return len(h) }
-func (h runHeap) Less(i, j int) bool { return h[i].length() < h[j].length() }
-func (h runHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *runHeap) Push(x any)        { *h = append(*h, x.(zeroRun)) }
-func (h *runHeap) Pop() any {
-	old := *h
-	x := old[len(old)-1]
-	*h = old[:len(old)-1]
-	return x
-}
-
-func ceilDiv(a, b int64) int64 { return (a + b - 1) / b }
-
-func roundUp(a, b int64) int64 { return ceilDiv(a, b) * b }
 
 // check refuses plans that NewPlan did not make, or that were changed into nonsense.
 func (p *Plan) check() error {
-	var pos int64
-	if len(p.Parts) == 0 || len(p.Parts) > MaxParts || p.Workers < 1 {
-		return fmt.Errorf("the plan has %d parts and %d workers", len(p.Parts), p.Workers)
+	if p.Workers < 1 {
+		return fmt.Errorf("the plan has %d workers", p.Workers)
 	}
-	for i, part := range p.Parts {
-		last := i == len(p.Parts)-1
+	end, err := p.checkParts(p.Parts, 0, 0)
+	if err == nil && end != p.Size {
+		err = fmt.Errorf("the plan's parts end at %d of %d bytes", end, p.Size)
+	}
+	return err
+}
+
+// maxDepth is how deep composed parts may be nested.
+const maxDepth = 2
+
+// checkParts returns where the parts end that begin at pos.
+func (p *Plan) checkParts(parts []Part, pos int64, depth int) (int64, error) {
+	if len(parts) == 0 || len(parts) > MaxParts || depth > maxDepth {
+		return 0, fmt.Errorf("the plan has %d parts in one", len(parts))
+	}
+	for i, part := range parts {
+		last := i == len(parts)-1
+		data := !part.Zero && part.Pieces == nil
 		if part.Number != i+1 || part.Offset != pos || part.Length <= 0 || part.Length > MaxPartSize ||
-			(!last && part.Length < MinPartSize) || (!part.Zero && part.Length > p.Buffer) {
-			return fmt.Errorf("part %d of the plan cannot be: %d bytes at %d", i+1, part.Length, part.Offset)
+			(!last && part.Length < MinPartSize) || (data && part.Length > p.Buffer) || (part.Zero && part.Pieces != nil) ||
+			(part.Pieces != nil && !p.CopyZeros) {
+			return 0, fmt.Errorf("part %d of the plan cannot be: %d bytes at %d", i+1, part.Length, part.Offset)
 		}
 		pos += part.Length
+		if part.Pieces == nil {
+			continue
+		}
+		end, err := p.checkParts(part.Pieces, part.Offset, depth+1)
+		if err == nil && end != pos {
+			err = fmt.Errorf("its pieces end at %d instead of %d", end, pos)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("part %d of the plan cannot be: %w", i+1, err)
+		}
 	}
-	if pos != p.Size {
-		return fmt.Errorf("the plan's parts end at %d of %d bytes", pos, p.Size)
-	}
-	return nil
+	return pos, nil
 }

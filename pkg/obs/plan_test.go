@@ -48,7 +48,7 @@ func checkPlan(t failer, p *Plan, size int64, extents iter.Seq2[Extent, error], 
 	t.Helper()
 	block := o.BlockSize
 	if block == 0 {
-		block = DefaultBlockSize
+		block = Grain
 	}
 	if len(p.Parts) == 0 || len(p.Parts) > MaxParts {
 		t.Fatalf("%d parts", len(p.Parts))
@@ -65,12 +65,19 @@ func checkPlan(t failer, p *Plan, size int64, extents iter.Seq2[Extent, error], 
 		if part.Length <= 0 || part.Length > MaxPartSize || (!last && part.Length < MinPartSize) {
 			t.Fatalf("part %d of %d has %d bytes", i+1, len(p.Parts), part.Length)
 		}
-		if part.Zero {
+		pos += part.Length
+	}
+	leaf := slices.Collect(leaves(p.Parts))
+	at := int64(0)
+	for _, part := range leaf {
+		if part.Offset != at || part.Offset%block != 0 || part.Length <= 0 {
+			t.Fatalf("piece %+v, want one at %d", part, at)
+		}
+		if at += part.Length; part.Zero {
 			longestZero = max(longestZero, part.Length)
 		} else {
 			longestRead = max(longestRead, part.Length)
 		}
-		pos += part.Length
 	}
 	if pos != size || p.Size != size {
 		t.Fatalf("the parts end at %d of %d", pos, size)
@@ -98,12 +105,12 @@ func checkPlan(t failer, p *Plan, size int64, extents iter.Seq2[Extent, error], 
 	i := 0
 	prev := int64(0)
 	data := func(from, to int64) {
-		for i < len(p.Parts) && p.Parts[i].Offset+p.Parts[i].Length <= from {
+		for i < len(leaf) && leaf[i].Offset+leaf[i].Length <= from {
 			i++
 		}
-		for j := i; j < len(p.Parts) && p.Parts[j].Offset < to; j++ {
-			if p.Parts[j].Zero && from < to {
-				t.Fatalf("zero part %+v over data [%d, %d)", p.Parts[j], from, to)
+		for j := i; j < len(leaf) && leaf[j].Offset < to; j++ {
+			if leaf[j].Zero && from < to {
+				t.Fatalf("zero part %+v over data [%d, %d)", leaf[j], from, to)
 			}
 		}
 	}
@@ -273,22 +280,29 @@ func TestPlanZeroModes(t *testing.T) {
 	}
 }
 
-func TestPlanBorrowsForShortData(t *testing.T) {
-	// One block of data amid zeros: exactly one part of the minimum is sent.
+// A little data amid zeros: a part of the minimum, or the last piece of a composed part.
+func TestPlanShortData(t *testing.T) {
 	const size = 1 << 30
-	p, err := NewPlan(size, seq(Extent{0, size / 2, true}, Extent{size / 2, 4096, false},
-		Extent{size/2 + 4096, size/2 - 4096, true}), PlanOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var sent []int64
-	for _, part := range p.Parts {
-		if !part.Zero {
-			sent = append(sent, part.Length)
+	es := seq(Extent{0, size / 2, true}, Extent{size / 2, 4096, false}, Extent{size/2 + 4096, size/2 - 4096, true})
+	r := storeRules()
+	for _, tc := range []struct {
+		compose int64
+		sent    int64
+	}{{0, MinPartSize}, {composeBytes, Grain}} {
+		r.compose = tc.compose
+		p, err := newPlan(size, es, PlanOptions{BlockSize: Grain, MemoryBudget: DefaultMemoryBudget, Workers: 4}, r)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if !slices.Equal(sent, []int64{6 << 20}) { // 5 MiB in blocks of 2 MiB
-		t.Fatalf("sends %v", sent)
+		var sent []int64
+		for part := range leaves(p.Parts) {
+			if !part.Zero {
+				sent = append(sent, part.Length)
+			}
+		}
+		if s := p.Summary(); !slices.Equal(sent, []int64{tc.sent}) || s.FloorBytes != MinPartSize || s.DataBytes != 4096 || s.PartBytes != tc.sent {
+			t.Fatalf("sends %v, %+v", sent, s)
+		}
 	}
 }
 
@@ -354,5 +368,186 @@ func FuzzNewPlan(f *testing.F) {
 			return
 		}
 		checkPlan(t, p, size, seq(es...), o)
+	})
+}
+
+// fewest is the least number of bytes sent in any division into at most maxParts parts, found by
+// trying all of them: for each position and number of parts, every part that may end there.
+func fewest(zero []bool, minPart, maxPart, maxParts int) int64 {
+	n := len(zero)
+	const never = 1 << 40
+	run := make([]int, n+1) // zeros that end here
+	for i := range n {
+		if zero[i] {
+			run[i+1] = run[i] + 1
+		}
+	}
+	before := make([]int64, n+1)
+	for i := range before {
+		before[i] = never
+	}
+	before[0] = 0
+	best := int64(never)
+	for range min(maxParts, n) {
+		after := make([]int64, n+1)
+		after[0] = never
+		for end := 1; end <= n; end++ {
+			after[end] = never
+			for l := 1; l <= min(maxPart, end); l++ {
+				if l < minPart && end < n {
+					continue
+				}
+				cost := before[end-l]
+				if run[end] < l {
+					cost += int64(l)
+				}
+				after[end] = min(after[end], cost)
+			}
+		}
+		best = min(best, after[n])
+		before = after
+	}
+	return best
+}
+
+// patterned draws a disk of n units: runs of data and zeros in turn.
+func patterned(t *rapid.T, n, data, gap int) ([]bool, iter.Seq2[Extent, error]) {
+	zero := make([]bool, n)
+	var es []Extent
+	for pos, z := 0, rapid.Bool().Draw(t, "zero first"); pos < n; z = !z {
+		longest := data
+		if z {
+			longest = gap
+		}
+		l := min(rapid.IntRange(1, longest).Draw(t, "run"), n-pos)
+		for i := pos; i < pos+l; i++ {
+			zero[i] = z
+		}
+		es = append(es, Extent{int64(pos), int64(l), z})
+		pos += l
+	}
+	return zero, seq(es...)
+}
+
+// checkDivision holds a plan against rules that are not the store's.
+func checkDivision(t *rapid.T, p *Plan, zero []bool, r rules) (sent int64) {
+	t.Helper()
+	var check func(parts []Part, from, depth int) int
+	check = func(parts []Part, from, depth int) int {
+		if len(parts) > r.maxParts || depth > maxDepth {
+			t.Fatalf("%d parts at depth %d", len(parts), depth)
+		}
+		for i, part := range parts {
+			if int(part.Offset) != from || part.Length < 1 || part.Length > r.maxPart || (part.Length < r.minPart && i < len(parts)-1) {
+				t.Fatalf("part %+v at %d in %+v", part, from, parts)
+			}
+			end := from + int(part.Length)
+			switch {
+			case part.Pieces != nil:
+				if r.compose == 0 || check(part.Pieces, from, depth+1) != end {
+					t.Fatalf("composed part %+v", part)
+				}
+			case part.Zero:
+				if slices.Contains(zero[from:end], false) {
+					t.Fatalf("data in zero part %+v", part)
+				}
+			default:
+				sent += part.Length
+			}
+			from = end
+		}
+		return from
+	}
+	if check(p.Parts, 0, 0) != len(zero) {
+		t.Fatalf("the parts end early: %+v", p.Parts)
+	}
+	return sent
+}
+
+// scaled is a disk with longer units, and parts are its parts in units again: prices need room between
+// two lengths.
+func scaled(es iter.Seq2[Extent, error], unit int64) iter.Seq2[Extent, error] {
+	return func(yield func(Extent, error) bool) {
+		for e, err := range es {
+			if !yield(Extent{e.Start * unit, e.Length * unit, e.Zero}, err) {
+				return
+			}
+		}
+	}
+}
+
+func unscaled(parts []Part, unit int64) []Part {
+	parts = slices.Clone(parts)
+	for i := range parts {
+		p := &parts[i]
+		p.Offset, p.Length = p.Offset/unit, p.Length/unit
+		if p.Pieces != nil {
+			p.Pieces = unscaled(p.Pieces, unit)
+		}
+	}
+	return parts
+}
+
+// The plan against all divisions that there are. Units are short, so that disks are.
+func TestPlanNearFloor(t *testing.T) {
+	plan := func(t *rapid.T, n int, es iter.Seq2[Extent, error], partSize int, r rules) *Plan {
+		const unit = 1 << 10
+		r.minPart, r.maxPart, r.piece, r.request = r.minPart*unit, r.maxPart*unit, r.piece*unit, r.request*unit
+		p, err := newPlan(int64(n)*unit, scaled(es, unit), PlanOptions{BlockSize: unit, PartSize: int64(partSize) * unit,
+			MemoryBudget: 1 << 40, Workers: 1, ZeroCopy: ZeroCopyOn}, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Parts, p.Floor = unscaled(p.Parts, unit), p.Floor/unit
+		return p
+	}
+	// Few parts, and nothing to pay for composing: the floor is kept to whatever the limit.
+	t.Run("composed", func(t *testing.T) {
+		rapid.Check(t, func(t *rapid.T) {
+			n := rapid.IntRange(1, 32).Draw(t, "size")
+			minPart := rapid.IntRange(2, 5).Draw(t, "least")
+			maxParts := rapid.IntRange(5, 8).Draw(t, "parts")
+			zero, es := patterned(t, n, 6, 12)
+			r := rules{minPart: int64(minPart), maxPart: 32, maxParts: maxParts, maxRuns: 100, piece: 32, compose: 1 << 40}
+			p := plan(t, n, es, rapid.IntRange(minPart, 32).Draw(t, "part size"), r)
+			sent, floor := checkDivision(t, p, zero, r), fewest(zero, minPart, 32, n)
+			if p.Floor != floor || sent > floor || floor > fewest(zero, minPart, 32, maxParts) {
+				t.Fatalf("sends %d, floor %d, said to be %d", sent, floor, p.Floor)
+			}
+		})
+	})
+	// The limit binds and nothing can be composed: the runs that save the least are given up.
+	t.Run("limited", func(t *testing.T) {
+		rapid.Check(t, func(t *rapid.T) {
+			const n = 300
+			minPart := rapid.IntRange(2, 5).Draw(t, "least")
+			maxParts := rapid.IntRange(30, 50).Draw(t, "parts")
+			zero, es := patterned(t, n, 6, rapid.IntRange(6, 20).Draw(t, "gap"))
+			r := rules{minPart: int64(minPart), maxPart: n, maxParts: maxParts, maxRuns: 1000}
+			p := plan(t, n, es, rapid.IntRange(minPart, n).Draw(t, "part size"), r)
+			sent, floor := checkDivision(t, p, zero, r), fewest(zero, minPart, n, maxParts)
+			if p.Floor > floor || 100*sent > 105*floor {
+				t.Fatalf("sends %d, floor %d within the limit, %d without", sent, floor, p.Floor)
+			}
+		})
+	})
+	// The prices of the store, in units of 64 KiB: what is paid for fewer requests.
+	t.Run("priced", func(t *testing.T) {
+		rapid.Check(t, func(t *rapid.T) {
+			const minPart = MinPartSize / Grain
+			n := rapid.IntRange(1, 1200).Draw(t, "size")
+			zero, es := patterned(t, n, rapid.IntRange(1, 200).Draw(t, "data"), rapid.IntRange(1, 300).Draw(t, "gap"))
+			r := storeRules()
+			r.minPart, r.maxPart, r.piece, r.request, r.compose = minPart, MaxPartSize/Grain, maxPiece/Grain, requestBytes/Grain, 0
+			sent := checkDivision(t, plan(t, n, es, DefaultPartSize/Grain, r), zero, r)
+			floor := fewest(zero, minPart, n, (n+minPart-1)/minPart)
+			if 100*sent > 105*floor {
+				t.Fatalf("sends %d, floor %d", sent, floor)
+			}
+			r.compose = composeBytes
+			if s := checkDivision(t, plan(t, n, es, DefaultPartSize/Grain, r), zero, r); s > sent {
+				t.Fatalf("composing sends %d instead of %d", s, sent)
+			}
+		})
 	})
 }

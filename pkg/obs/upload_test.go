@@ -760,7 +760,7 @@ func TestUploadTiB(t *testing.T) {
 
 func TestUploadManyParts(t *testing.T) {
 	// More than one page of the part list.
-	const size = 1100 * (MaxZeroPart)
+	const size = 1100 * int64(MaxPartSize)
 	e := newEnv(t, obstest.Options{}, nil)
 	d := makeDisk(t, size, nil, loud)
 	es := []Extent{{0, size, true}}
