@@ -115,6 +115,22 @@ func sourceHint(err error) string {
 	return ""
 }
 
+// keysHint says what to do about temporary keys that ended and couldn't be renewed; "" if that isn't
+// what happened.
+func (a *app) keysHint(err error) string {
+	if !a.fixedKeys || exitCode(err) != exitAuth {
+		return ""
+	}
+	var oe *obs.Error
+	var ie *ims.Error
+	if !errors.As(err, &oe) && !errors.As(err, &ie) {
+		return ""
+	}
+	return "The environment holds temporary keys or a token, and a running program can't get others from there: when they have\n" +
+		"  ended, set new ones and run the same command again. A file that HUAWEICLOUD_SDK_CREDENTIALS_FILE names is read\n" +
+		"  again when it changes."
+}
+
 // interrupted tells whether a run itself says that it was interrupted, and what that left.
 func interrupted(err error) bool {
 	var e *pipeline.InterruptedError
@@ -136,6 +152,12 @@ func (a *app) finish(err error) int {
 	var h hinter
 	if errors.As(err, &h) && (code != exitInterrupted || interrupted(err)) {
 		hint = h.Hint()
+	}
+	if more := a.keysHint(err); more != "" {
+		if hint != "" {
+			hint += "\n  "
+		}
+		hint += more
 	}
 	msg, hint = printable(msg), printable(hint)
 	if a.flags.json {

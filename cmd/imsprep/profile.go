@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/imsprep/imsprep/pkg/ims"
 )
@@ -34,11 +36,11 @@ func (a *app) profile() (p *profile, skipped error, err error) {
 		if path == "" {
 			return nil, nil, usagef("the profile %q is asked for, but there is no home folder to look in: set HW_SHARED_CONFIG_FILE", name)
 		}
-		p, err := readKooCLI(path, name)
+		p, err := watch(path, func(path string) (*profile, error) { return readKooCLI(path, name) })
 		return p, nil, named(path, err)
 	}
 	if path := a.getenv("HUAWEICLOUD_SDK_CREDENTIALS_FILE"); path != "" {
-		p, err := readCredentialsFile(path)
+		p, err := watch(path, readCredentialsFile)
 		return p, nil, named(path, err)
 	}
 	var reasons []error
@@ -52,7 +54,7 @@ func (a *app) profile() (p *profile, skipped error, err error) {
 		if f.path == "" {
 			continue
 		}
-		p, err := f.read(f.path)
+		p, err := watch(f.path, f.read)
 		if err == nil {
 			return p, nil, nil
 		}
@@ -191,11 +193,70 @@ func readKooCLI(path, name string) (*profile, error) {
 // metadataOff as the endpoint keeps the metadata service from being asked.
 const metadataOff = "off"
 
-// metadata is where a server of the cloud gets keys from, nil if it isn't to be asked.
-func (a *app) metadata() ims.CredentialsFunc {
+// metadata is where a server of the cloud gets keys from; nothing, if it isn't to be asked.
+func (a *app) metadata() credentials {
 	endpoint := a.getenv("IMSPREP_METADATA_ENDPOINT")
 	if endpoint == metadataOff {
-		return nil
+		return credentials{}
 	}
-	return ims.MetadataCredentials(ims.MetadataOptions{Endpoint: endpoint})
+	return credentials{
+		keys:   ims.MetadataKeys(ims.MetadataOptions{Endpoint: endpoint}),
+		source: "the metadata service " + first(endpoint, ims.DefaultMetadataEndpoint),
+	}
+}
+
+// fileKeys are the keys of a profile file. It is read again when it changes, and when its keys are
+// refused: whoever renews keys writes them there while a long run goes on.
+type fileKeys struct {
+	path string
+	read func(path string) (*profile, error)
+
+	mu    sync.Mutex
+	info  fs.FileInfo // of the file that was read
+	keys  ims.Credentials
+	stale bool
+}
+
+// watch reads a profile file and goes on looking at it.
+func watch(path string, read func(path string) (*profile, error)) (*profile, error) {
+	k := &fileKeys{path: path, read: read}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	p, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	k.take(info, p)
+	p.keys, p.source = k, "the profile file "+path
+	return p, nil
+}
+
+func (k *fileKeys) take(info fs.FileInfo, p *profile) {
+	// The file was looked at before it was read: a change in between is found the next time.
+	k.info, k.stale = info, false
+	k.keys = ims.Credentials{AccessKey: p.accessKey, SecretKey: p.secretKey, SecurityToken: p.securityToken}
+}
+
+// Credentials implements ims.KeySource.
+func (k *fileKeys) Credentials(context.Context) (ims.Credentials, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	info, err := os.Stat(k.path)
+	if err != nil || !k.stale && os.SameFile(info, k.info) && info.ModTime().Equal(k.info.ModTime()) && info.Size() == k.info.Size() {
+		return k.keys, nil
+	}
+	// A file that is half written or gone doesn't take away what may still be good.
+	if p, err := k.read(k.path); err == nil {
+		k.take(info, p)
+	}
+	return k.keys, nil
+}
+
+// Refused implements ims.KeySource.
+func (k *fileKeys) Refused(c ims.Credentials) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.stale = k.stale || k.keys == c
 }

@@ -106,8 +106,8 @@ func TestCredentialSources(t *testing.T) {
 				t.Fatal(err)
 			}
 			ak := s.credentials.accessKey
-			if s.credentials.provide != nil {
-				k, err := s.provided(t.Context())
+			if s.credentials.keys != nil {
+				k, err := keySource{s}.Credentials(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -119,10 +119,11 @@ func TestCredentialSources(t *testing.T) {
 		})
 	}
 	// A guess that fails is told as what it is: no credentials.
-	s := &settings{region: "r", credentials: credentials{guessed: true}}
+	s := &settings{region: "r"}
 	a := &app{streams: streams{lookup: func(name string) (string, bool) { return "http://127.0.0.1:1", name == "IMSPREP_METADATA_ENDPOINT" }}}
-	s.credentials.provide = a.metadata()
-	if _, err := s.provided(context.Background()); !errors.Is(err, errNoCredentials) || exitCode(err) != exitAuth {
+	s.credentials = a.metadata()
+	s.credentials.guessed = true
+	if _, err := (keySource{s}).Credentials(context.Background()); !errors.Is(err, errNoCredentials) || exitCode(err) != exitAuth {
 		t.Errorf("%v", err)
 	}
 }

@@ -23,6 +23,7 @@ type app struct {
 	started   bool   // a command got past its arguments
 	printed   bool   // the result's document is out
 	usageHint string // the command whose help answers a usage error
+	fixedKeys bool   // the keys are temporary, and can't be renewed during the run
 }
 
 // globalFlags are the flags of every command.

@@ -36,16 +36,18 @@ type credentials struct {
 	accessKey, secretKey, securityToken string
 	token                               string
 	user, password, domain              string
-	// provide is where keys come from that aren't known yet: the metadata service.
-	provide ims.CredentialsFunc
+	// keys is where keys come from that may change during a run: a profile file, the metadata service.
+	keys ims.KeySource
 	// guessed: nothing else was found, and the metadata service may not be there either.
 	guessed bool
+	// source says where they are from, for people.
+	source string
 }
 
 // profileMetadata as the name of a profile means the metadata service.
 const profileMetadata = "metadata"
 
-func (c credentials) hasKeys() bool  { return c.accessKey != "" || c.provide != nil }
+func (c credentials) hasKeys() bool  { return c.accessKey != "" || c.keys != nil }
 func (c credentials) hasToken() bool { return c.token != "" || c.user != "" }
 
 // keySets are the environment variables of access keys, in the order in which they are honoured:
@@ -112,7 +114,9 @@ func (a *app) settings() (*settings, error) {
 		return nil, err
 	}
 	s.confirmed = append(s.confirmed, c.confirmedIn(s.region)...)
-	if s.credentials, err = a.credentials(); err != nil || s.credentials.known() {
+	s.credentials, err = a.credentials()
+	a.fixedKeys = s.credentials.securityToken != "" || s.credentials.token != ""
+	if err != nil || s.credentials.known() {
 		return s, err
 	}
 	p, skipped, err := a.profile()
@@ -135,8 +139,8 @@ func (a *app) settings() (*settings, error) {
 		return s, nil
 	}
 	s.skipped = skipped
-	s.credentials.provide = a.metadata()
-	s.credentials.guessed = s.credentials.provide != nil
+	s.credentials = a.metadata()
+	s.credentials.guessed = s.credentials.known()
 	return s, nil
 }
 
@@ -147,8 +151,8 @@ func (a *app) credentials() (credentials, error) {
 	switch a.flags.profile {
 	case "":
 	case profileMetadata:
-		c := credentials{provide: a.metadata()}
-		if c.provide == nil {
+		c := a.metadata()
+		if !c.known() {
 			return c, usagef("--profile %s is given, but IMSPREP_METADATA_ENDPOINT is %s", profileMetadata, metadataOff)
 		}
 		return c, nil
@@ -160,7 +164,7 @@ func (a *app) credentials() (credentials, error) {
 	}
 	for _, set := range tokenSets {
 		if t := a.getenv(set.token); t != "" {
-			return credentials{token: t}, nil
+			return credentials{token: t, source: set.token}, nil
 		}
 		user, password, domain := a.getenv(set.user), a.getenv(set.password), a.getenv(set.domain)
 		if set.domain == "OS_DOMAIN_NAME" {
@@ -172,7 +176,7 @@ func (a *app) credentials() (credentials, error) {
 		if password == "" || domain == "" {
 			return credentials{}, usagef("%s is set, but %s and %s are needed with it", set.user, set.password, set.domain)
 		}
-		return credentials{user: user, password: password, domain: domain}, nil
+		return credentials{user: user, password: password, domain: domain, source: set.user + " and " + set.password}, nil
 	}
 	c, _, err := a.keys(lateKeySets)
 	return c, err
@@ -191,7 +195,11 @@ func (a *app) keys(sets []struct{ ak, sk, token string }) (credentials, bool, er
 			}
 			return credentials{}, false, usagef("%s is set, but %s isn't: both are needed", there, missing)
 		}
-		return credentials{accessKey: ak, secretKey: sk, securityToken: a.getenv(set.token)}, true, nil
+		c := credentials{accessKey: ak, secretKey: sk, securityToken: a.getenv(set.token), source: set.ak + " and " + set.sk}
+		if c.securityToken != "" {
+			c.source = set.ak + ", " + set.sk + " and " + set.token
+		}
+		return c, true, nil
 	}
 	return credentials{}, false, nil
 }
@@ -204,12 +212,8 @@ func (s *settings) imsClient() (*ims.Client, error) {
 	c := s.credentials
 	var auth ims.Auth
 	switch {
-	case c.provide != nil:
-		auth = ims.AKSK(s.provided)
 	case c.hasKeys():
-		auth = ims.AKSK(func(context.Context) (ims.Credentials, error) {
-			return ims.Credentials{AccessKey: c.accessKey, SecretKey: c.secretKey, SecurityToken: c.securityToken}, nil
-		})
+		auth = ims.AKSKFrom(keySource{s})
 	case c.token != "":
 		auth = ims.StaticToken(c.token)
 	default:
@@ -242,29 +246,20 @@ func (s *settings) obsClient(i *ims.Client) (*obs.Client, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	c := s.credentials
-	provide := func(context.Context) (obs.Credentials, error) {
-		return obs.Credentials{AccessKey: c.accessKey, SecretKey: c.secretKey, SecurityToken: c.securityToken}, nil
-	}
-	if c.provide != nil {
-		provide = func(ctx context.Context) (obs.Credentials, error) {
-			k, err := s.provided(ctx)
-			return obs.Credentials(k), err
-		}
-	}
-	if !c.hasKeys() {
-		temporary := i.ObjectCredentials(24 * time.Hour)
-		provide = func(ctx context.Context) (obs.Credentials, error) {
-			k, err := temporary(ctx)
-			return obs.Credentials(k), err
-		}
+	var keys ims.KeySource = keySource{s}
+	if !s.credentials.hasKeys() {
+		keys = i.ObjectKeys(24 * time.Hour)
 	}
 	return obs.New(obs.Options{
-		Endpoint:    s.endpoints.obs,
-		Region:      s.region,
-		Credentials: provide,
-		Proxy:       http.ProxyFromEnvironment,
-		UserAgent:   userAgent(),
+		Endpoint: s.endpoints.obs,
+		Region:   s.region,
+		Credentials: func(ctx context.Context) (obs.Credentials, error) {
+			k, err := keys.Credentials(ctx)
+			return obs.Credentials(k), err
+		},
+		Refused:   func(k obs.Credentials) { keys.Refused(ims.Credentials(k)) },
+		Proxy:     http.ProxyFromEnvironment,
+		UserAgent: userAgent(),
 	})
 }
 
@@ -279,14 +274,28 @@ func (s *settings) check() error {
 	return nil
 }
 
-// provided are the metadata service's keys. Where it was asked only because nothing else was found,
-// its failure means that there are no credentials.
-func (s *settings) provided(ctx context.Context) (ims.Credentials, error) {
-	k, err := s.credentials.provide(ctx)
-	if err != nil && s.credentials.guessed && ctx.Err() == nil {
-		return k, s.noCredentials()
+// keySource are the keys of the settings. Where the metadata service was asked only because nothing else
+// was found, its failure means that there are no credentials.
+type keySource struct{ s *settings }
+
+func (k keySource) Credentials(ctx context.Context) (ims.Credentials, error) {
+	c := k.s.credentials
+	if c.keys == nil {
+		return ims.Credentials{AccessKey: c.accessKey, SecretKey: c.secretKey, SecurityToken: c.securityToken}, nil
 	}
-	return k, err
+	keys, err := c.keys.Credentials(ctx)
+	if err != nil && c.guessed && ctx.Err() == nil {
+		return keys, k.s.noCredentials()
+	}
+	return keys, err
+}
+
+// Refused implements ims.KeySource. Keys of the environment stay as they are: nobody can change the
+// environment of a program that runs.
+func (k keySource) Refused(c ims.Credentials) {
+	if k.s.credentials.keys != nil {
+		k.s.credentials.keys.Refused(c)
+	}
 }
 
 func (s *settings) noCredentials() error {
