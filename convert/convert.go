@@ -191,6 +191,7 @@ func (d *Disk) open(ctx context.Context, o OpenOptions) error {
 		return err
 	}
 	d.img = img
+	d.checkCapacity(in, img.Size())
 	info := top.info
 	info.Path, info.Wrapped, info.Member, info.Format = f.path, in.wrapped, in.member, format.name
 	info.Streamed = d.info.Streamed

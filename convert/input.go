@@ -24,6 +24,7 @@ type input struct {
 	dir     string   // folder of the files that belong to the image, "" = there can be none
 	wrapped []string // what it is wrapped in, outermost first
 	member  string   // its name in the archive, "" = in none
+	disk    *ovfDisk // what an OVF descriptor says of it, nil = nothing
 }
 
 // input returns the content of an opened file.

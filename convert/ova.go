@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -40,12 +41,54 @@ type ovfFile struct {
 	Size        string `xml:"size,attr"`
 	Compression string `xml:"compression,attr"`
 	ChunkSize   string `xml:"chunkSize,attr"`
+
+	disk ovfDisk // that is in the file
 }
 
 type ovfDisk struct {
 	ID        string `xml:"diskId,attr"`
 	FileRef   string `xml:"fileRef,attr"`
 	ParentRef string `xml:"parentRef,attr"`
+	Capacity  string `xml:"capacity,attr"`
+	Units     string `xml:"capacityAllocationUnits,attr"`
+}
+
+// capacity returns the disk's size in bytes (DSP0243, 9.1), and false if it is not stated as a number.
+func (d ovfDisk) capacity() (int64, bool) {
+	n, err := strconv.ParseInt(strings.TrimSpace(d.Capacity), 10, 64)
+	if err != nil || n < 0 {
+		return 0, false
+	}
+	// A unit is "byte", or that times a power (DSP0004, C.1).
+	factor := int64(1)
+	if unit := strings.ReplaceAll(d.Units, " ", ""); unit != "" && unit != "byte" {
+		power, ok := strings.CutPrefix(unit, "byte*2^")
+		shift, err := strconv.ParseUint(power, 10, 6)
+		if !ok || err != nil || shift > 60 {
+			return 0, false
+		}
+		factor <<= shift
+	}
+	if n > math.MaxInt64/factor {
+		return 0, false
+	}
+	return n * factor, true
+}
+
+// checkCapacity warns if a disk is not as large as its OVF descriptor says. What the disk itself says
+// counts: a wrong capacity is a common slip of those who write packages.
+func (d *Disk) checkCapacity(in *input, size int64) {
+	if in.disk == nil || strings.HasPrefix(in.disk.Capacity, "${") { // which is chosen when the machine is made
+		return
+	}
+	want, ok := in.disk.capacity()
+	switch {
+	case !ok:
+		d.warn("%s: the OVF descriptor gives the disk the capacity %.100q in units of %.100q, which can't be checked", in.label,
+			in.disk.Capacity, in.disk.Units)
+	case want != size:
+		d.warn("%s: the OVF descriptor says that the disk has %d bytes, but it has %d", in.label, want, size)
+	}
 }
 
 // ovfPackage is a descriptor and the files that it came with, in an archive or in a folder.
@@ -233,6 +276,7 @@ func (p ovfPackage) disk(ctx context.Context, d *Disk, o OpenOptions) (*input, e
 	if err := p.checkManifest(ctx, d, disk); err != nil {
 		return nil, err
 	}
+	disk.disk = &ref.disk
 	return disk.within(p.kind), nil
 }
 
@@ -250,6 +294,7 @@ func (p ovfPackage) choose(desc ovf, want string) (ovfFile, error) {
 				disk.ID, disk.FileRef)
 		}
 		f := desc.Files[i]
+		f.disk = disk
 		switch {
 		case disk.ParentRef != "":
 			return ovfFile{}, p.in.bad("", "the disk %.100q in its OVF descriptor is based on another disk", disk.ID)

@@ -205,7 +205,7 @@ func (in *input) unpacked(codec string, r io.ReaderAt, size int64) *input {
 	}
 	out := &input{
 		label: in.label, name: name, r: r, size: size, holes: true,
-		dir: in.dir, wrapped: in.wrapped, member: in.member,
+		dir: in.dir, wrapped: in.wrapped, member: in.member, disk: in.disk,
 	}
 	return out.within(codec)
 }

@@ -300,7 +300,7 @@ func descriptor(more string, files ...string) []byte {
 	var refs, disks strings.Builder
 	for i, f := range files {
 		fmt.Fprintf(&refs, `<File ovf:href="%s" ovf:id="file%d" %s/>`, f, i, more)
-		fmt.Fprintf(&disks, `<Disk ovf:capacity="1" ovf:diskId="vmdisk%d" ovf:fileRef="file%d"/>`, i, i)
+		fmt.Fprintf(&disks, `<Disk ovf:capacity="${disk.size}" ovf:diskId="vmdisk%d" ovf:fileRef="file%d"/>`, i, i)
 	}
 	return []byte(`<?xml version="1.0" encoding="UTF-8"?>
 <Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
@@ -336,6 +336,11 @@ func TestOVA(t *testing.T) {
 	damaged := member{name: disk.name, data: append(bytes.Clone(image[:len(image)-1]), 9)}
 	kind := func(flag byte) func(*tar.Header) {
 		return func(h *tar.Header) { h.Typeflag, h.Linkname, h.Size = flag, "web.ovf", 0 }
+	}
+	capacity := func(n, unit string) []member {
+		desc := strings.Replace(string(one.data), "${disk.size}", n+`" ovf:capacityAllocationUnits="`+unit, 1)
+		o := member{name: "web.ovf", data: []byte(desc)}
+		return []member{o, mf(o, disk), disk}
 	}
 	whole := archive(t, one, disk)
 	for _, tc := range []struct {
@@ -395,6 +400,13 @@ func TestOVA(t *testing.T) {
 			o: convert.OpenOptions{AllowBacking: true}, reason: "no further file of an archive"},
 		{name: "extent", members: []member{ovf("", "d"), {name: "d", data: []byte("# Disk DescriptorFile\nversion=1\nCID=fffffffe\n" +
 			"parentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 8 FLAT \"web.ovf\" 0\n")}}, reason: "no further file of an archive"},
+		{name: "capacity", members: capacity("65536", ""), want: want, reason: ""},
+		{name: "capacity in KiB", members: capacity("64", "byte * 2^10"), want: want, reason: ""},
+		{name: "no capacity", members: capacity("", ""), want: want, reason: "can't be checked"},
+		{name: "wrong capacity", members: capacity("65537", "byte"), want: want, reason: "says that the disk has 65537 bytes, but it has 65536"},
+		{name: "capacity in nothing", members: capacity("1", "parsecs"), want: want, reason: `units of "parsecs`},
+		{name: "capacity beyond all", members: capacity("99999999999", "byte*2^60"), want: want, reason: "can't be checked"},
+		{name: "capacity shifted away", members: capacity("1", "byte*2^99"), want: want, reason: "can't be checked"},
 		{name: "tar of one disk", members: []member{{name: "disk.raw", data: other}}, want: other},
 		{name: "tar of two files", members: []member{disk, second}, need: convert.NeedDisk, reason: "2 files"},
 		{name: "tar of two files, one named", members: []member{disk, second}, o: convert.OpenOptions{ArchiveDisk: disk.name}, want: want},
