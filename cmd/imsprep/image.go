@@ -20,6 +20,7 @@ func (a *app) imageCommand() *cobra.Command {
 		Args:    a.args(cobra.NoArgs),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	var native bool
 	show := &cobra.Command{
 		Use:     "show ID",
 		Short:   "Show an image with all its attributes",
@@ -31,17 +32,26 @@ func (a *app) imageCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			image, err := client.Image(cmd.Context(), args[0])
+			read := client.Image
+			if native {
+				read = client.NativeImage
+			}
+			image, err := read(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			if a.flags.json {
 				return a.printJSON(image)
 			}
+			if a.flags.quiet {
+				_, err = fmt.Fprintln(a.out, image.ID)
+				return err
+			}
 			return printFields(a.out, imageFields(image))
 		},
 	}
 	a.cloudFlags(show)
+	show.Flags().BoolVar(&native, "native", false, "by OpenStack's call")
 	cmd.AddCommand(show)
 	cmd.AddCommand(a.imageCommands()...)
 	return cmd

@@ -44,7 +44,7 @@ type config struct {
 	account          imstest.Account
 	user             imstest.User
 	layout           bitmap.Layout
-	deny             []string // rights that the key and the user lack, see imstest.Denied
+	deny             []string        // rights that the key and the user lack, see imstest.Denied
 	ims              imstest.Options // the rest of the simulator's settings
 }
 

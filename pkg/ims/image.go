@@ -260,7 +260,8 @@ const (
 	maxListPages = 1000
 )
 
-// ListImages lists images, newest first unless the filter sorts: GET /v2/cloudimages, page by page.
+// ListImages lists images, newest first unless the filter sorts, page by page: GET /v2/cloudimages
+// (IMS API, "Querying Images").
 func (c *Client) ListImages(ctx context.Context, f ImageFilter) ([]Image, error) {
 	return c.listImages(ctx, f, call{op: "list images"})
 }
@@ -318,7 +319,8 @@ func (c *Client) listImages(ctx context.Context, f ImageFilter, k call) ([]Image
 	return images, nil
 }
 
-// Image reads one image: GET /v2/cloudimages?id=ID. An unknown id is an *[Error] of [KindNotFound].
+// Image reads one image by the same call with a filter: GET /v2/cloudimages (IMS API, "Querying
+// Images") with its id. An unknown id is an *[Error] of [KindNotFound].
 func (c *Client) Image(ctx context.Context, id string) (*Image, error) {
 	return c.image(ctx, id, call{op: "read image " + cleanText(id, 80)})
 }
@@ -343,14 +345,16 @@ func (c *Client) image(ctx context.Context, id string, k call) (*Image, error) {
 	}
 }
 
-// DeleteImage deletes an image: DELETE /v2/images/{id}. The object it was made from stays. An
-// unknown id is [KindNotFound]; an image that is still being made, or protected, is [KindConflict].
+// DeleteImage deletes an image: DELETE /v2/images/{image_id} (native API, "Deleting an Image"). The
+// object it was made from stays. An unknown id is [KindNotFound]; an image that is still being
+// made, or protected, is [KindConflict].
 func (c *Client) DeleteImage(ctx context.Context, id string) error {
 	return c.deleteImage(ctx, id, nil)
 }
 
 // DeleteWholeImage is [Client.DeleteImage] for the image of a whole server, and deletes the backup
-// that it was made of, too: DELETE /v2/images/{id} with delete_backup.
+// that it was made of, too: DELETE /v2/images/{image_id} (native API, "Deleting an Image") with
+// delete_backup.
 func (c *Client) DeleteWholeImage(ctx context.Context, id string) error {
 	return c.deleteImage(ctx, id, map[string]bool{"delete_backup": true})
 }

@@ -58,9 +58,10 @@ func (j *Job) Err() error {
 	return &JobFailedError{JobID: j.ID, ImageID: j.ImageID, Code: j.ErrorCode, Reason: j.FailReason, Job: j}
 }
 
-// Job reads a job's state with the job progress call, GET /v1/cloudimages/job/{id}. Where the
-// installation lacks it (404, 405, APIGW.0101) the older job status call,
-// GET /v1/{project_id}/jobs/{id}, is used from then on; it needs the project id, see
+// Job reads a job's state with the job progress call, GET /v1/cloudimages/job/{job_id} (IMS API,
+// "Querying the Progress of an Asynchronous Job"). Where the installation lacks it (404, 405,
+// APIGW.0101) the older job status call, GET /v1/{project_id}/jobs/{job_id} (IMS API, "Querying the
+// Status of an Asynchronous Job"), is used from then on; it needs the project id, see
 // [Client.ProjectID].
 func (c *Client) Job(ctx context.Context, id string) (*Job, error) {
 	return c.job(ctx, id, call{})

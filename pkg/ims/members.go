@@ -76,8 +76,8 @@ func countOf(ids []string, what string) string {
 }
 
 // AnswerShares starts a job that accepts or rejects images that were shared with the project
-// projectID, which must be the caller's: PUT /v1/cloudimages/members (IMS API, "Updating the
-// Statuses of Image Members in Batches"). vaultID is for full-server images, else empty.
+// projectID, which must be the caller's: PUT /v1/cloudimages/members (IMS API, "Updating the Status
+// of Image Members in Batches"). vaultID is for full-server images, else empty.
 func (c *Client) AnswerShares(
 	ctx context.Context, images []string, projectID, status, vaultID string,
 ) (jobID string, err error) {
@@ -104,8 +104,9 @@ func (c *Client) AnswerShares(
 	}, "look at the member's status of the images.")
 }
 
-// Members lists the projects that an image is shared with:
-// GET /v1/{project_id}/cloudimages/{image_id}/members (IMS API, "Querying Image Members").
+// Members lists the projects that an image is shared with: GET
+// /v1/{project_id}/cloudimages/{image_id}/members (IMS API as the vendor's SDK has it,
+// "ListImageMembers").
 func (c *Client) Members(ctx context.Context, imageID string) ([]Member, error) {
 	base, err := c.memberPath(ctx, imageID)
 	if err != nil {
@@ -114,9 +115,9 @@ func (c *Client) Members(ctx context.Context, imageID string) ([]Member, error) 
 	return c.members(ctx, imageID, base)
 }
 
-// Member reads how one project stands to an image:
-// GET /v1/{project_id}/cloudimages/{image_id}/members/{member_id} (IMS API, "Querying Image Member
-// Details").
+// Member reads how one project stands to an image: GET
+// /v1/{project_id}/cloudimages/{image_id}/members/{member_id} (IMS API as the vendor's SDK has it,
+// "ShowImageMember").
 func (c *Client) Member(ctx context.Context, imageID, projectID string) (*Member, error) {
 	base, err := c.memberPath(ctx, imageID)
 	if err != nil {
@@ -149,7 +150,8 @@ func nativeMemberPath(imageID string) (string, error) {
 	return "/v2/images/" + imageID + "/members", checkID("image", imageID)
 }
 
-// NativeMembers is [Client.Members] by the native call, GET /v2/images/{image_id}/members.
+// NativeMembers is [Client.Members] by the native call: GET /v2/images/{image_id}/members (native
+// API, "Querying Image Members").
 func (c *Client) NativeMembers(ctx context.Context, imageID string) ([]Member, error) {
 	base, err := nativeMemberPath(imageID)
 	if err != nil {
@@ -158,8 +160,8 @@ func (c *Client) NativeMembers(ctx context.Context, imageID string) ([]Member, e
 	return c.members(ctx, imageID, base)
 }
 
-// NativeMember is [Client.Member] by the native call,
-// GET /v2/images/{image_id}/members/{member_id}.
+// NativeMember is [Client.Member] by the native call: GET /v2/images/{image_id}/members/{member_id}
+// (native API, "Querying Image Member Details").
 func (c *Client) NativeMember(ctx context.Context, imageID, projectID string) (*Member, error) {
 	base, err := nativeMemberPath(imageID)
 	if err != nil {
@@ -169,8 +171,8 @@ func (c *Client) NativeMember(ctx context.Context, imageID, projectID string) (*
 }
 
 // AddNativeMember shares an image with a project at once: POST /v2/images/{image_id}/members
-// (native API, "Adding a Tenant That Can Use a Shared Image"). An image that is shared with the
-// project already is [KindConflict].
+// (native API, "Adding an Image Member"). An image that is shared with the project already is
+// [KindConflict].
 func (c *Client) AddNativeMember(ctx context.Context, imageID, projectID string) (*Member, error) {
 	base, err := nativeMemberPath(imageID)
 	if err != nil {
@@ -182,9 +184,9 @@ func (c *Client) AddNativeMember(ctx context.Context, imageID, projectID string)
 	return c.member(ctx, http.MethodPost, base, imageID, "", map[string]string{"member": projectID})
 }
 
-// UpdateNativeMember accepts or rejects a shared image at once:
-// PUT /v2/images/{image_id}/members/{member_id} (native API, "Updating the Status of an Image
-// Member"). vaultID is for full-server images, else empty.
+// UpdateNativeMember accepts or rejects a shared image at once: PUT
+// /v2/images/{image_id}/members/{member_id} (native API, "Updating the Image Sharing Status").
+// vaultID is for full-server images, else empty.
 func (c *Client) UpdateNativeMember(ctx context.Context, imageID, projectID, status, vaultID string) (*Member, error) {
 	base, err := nativeMemberPath(imageID)
 	if err != nil {
@@ -202,9 +204,8 @@ func (c *Client) UpdateNativeMember(ctx context.Context, imageID, projectID, sta
 	return c.member(ctx, http.MethodPut, base, imageID, projectID, body)
 }
 
-// DeleteNativeMember ends the sharing of an image with a project at once:
-// DELETE /v2/images/{image_id}/members/{member_id} (native API, "Deleting a Tenant from the
-// Group").
+// DeleteNativeMember ends the sharing of an image with a project at once: DELETE
+// /v2/images/{image_id}/members/{member_id} (native API, "Deleting an Image Member").
 func (c *Client) DeleteNativeMember(ctx context.Context, imageID, projectID string) error {
 	base, err := nativeMemberPath(imageID)
 	if err != nil {

@@ -298,9 +298,9 @@ type ImageDetailV11 struct {
 	Properties map[string]any `json:"properties,omitempty"`
 }
 
-// ImageDetailsV11 lists images with the abandoned version 1.1 of the API: GET /v1.1/images/detail.
-// filter may hold name, container_format, disk_format, status, size_min, size_max, changes-since,
-// marker and limit.
+// ImageDetailsV11 lists images with the abandoned version 1.1 of the API: GET /v1.1/images/detail
+// (native API v1.1, "Querying Image Details"). filter may hold name, container_format, disk_format,
+// status, size_min, size_max, changes-since, marker and limit.
 //
 // Deprecated: it is for old installations only; use [Client.ListImages].
 func (c *Client) ImageDetailsV11(ctx context.Context, filter url.Values) ([]ImageDetailV11, error) {
@@ -352,14 +352,15 @@ type APIVersion struct {
 	Links   []string `json:"links,omitempty"`
 }
 
-// Versions lists the versions of the API: GET / (IMS API, "Querying Versions"). It needs no
+// Versions lists the versions of the API: GET / (native API, "Querying API Versions"). It needs no
 // permission and is sent without authentication, so that it also tells whether the service can be
 // reached.
 func (c *Client) Versions(ctx context.Context) ([]APIVersion, error) {
 	return c.versions(ctx, call{op: "list the API versions", path: "/"})
 }
 
-// Version tells about one version of the API, such as v2: GET /{version}, as [Client.Versions].
+// Version tells about one version of the API, such as v2: GET /{version} (native API, "Querying an
+// API Version"), as [Client.Versions].
 func (c *Client) Version(ctx context.Context, id string) (*APIVersion, error) {
 	if number, ok := strings.CutPrefix(id, "v"); !ok || len(id) > 20 || strings.Trim(number, ".0123456789") != "" {
 		return nil, &ValidationError{Problems: []Problem{{"version", id, "must be like v2 or v1.1"}}}

@@ -22,9 +22,9 @@ type OSVersion struct {
 	Bits     int    `json:"os_bit"`  // 32, 64; 0 if not known
 }
 
-// OSVersions lists what a region accepts as os_version: GET /v1/cloudimages/os_version. tags
-// restrict it to x86, arm, uefi or bms. Not every cloud has the call: then the error is
-// [KindUnsupported] or [KindNotFound].
+// OSVersions lists what a region accepts as os_version: GET /v1/cloudimages/os_version (IMS API,
+// "Querying Supported Image OSs"). tags restrict it to x86, arm, uefi or bms. Not every cloud has
+// the call: then the error is [KindUnsupported] or [KindNotFound].
 func (c *Client) OSVersions(ctx context.Context, tags ...string) ([]OSVersion, error) {
 	k := call{
 		op: "list the OS versions", service: serviceIMS, method: http.MethodGet, path: "/v1/cloudimages/os_version",

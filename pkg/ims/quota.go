@@ -8,7 +8,8 @@ import (
 	"strconv"
 )
 
-// Quota tells how many private images the project has and may have: GET /v1/cloudimages/quota.
+// Quota tells how many private images the project has and may have: GET /v1/cloudimages/quota (IMS
+// API, "Querying the Image Quota").
 func (c *Client) Quota(ctx context.Context) (used, quota int, err error) {
 	k := call{op: "read the image quota", service: serviceIMS, method: http.MethodGet, path: "/v1/cloudimages/quota"}
 	a, err := c.do(ctx, k)

@@ -101,8 +101,8 @@ func (e *AmbiguousSubmitError) Unwrap() []error {
 // request without a look is what must not happen.
 func (e *AmbiguousSubmitError) ErrorKind() Kind { return KindUnknown }
 
-// QuickImport starts a quick import:
-// POST /v2/cloudimages/quickimport/action, or /v2.1/… in the newer generation.
+// QuickImport starts a quick import: POST /v2/cloudimages/quickimport/action, or /v2.1/… in the
+// newer generation (IMS API, "Importing an Image File Quickly").
 //
 // The request is sent again only when it certainly created nothing: no connection could be made,
 // the service wants fewer requests or tasks (429, IMG.0060, IMG.0187), or says that it failed

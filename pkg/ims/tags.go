@@ -66,16 +66,16 @@ func (c *Client) AddTag(ctx context.Context, imageID string, tag Tag) error {
 	return c.send(ctx, "tag image "+imageID, http.MethodPost, path, map[string]Tag{"tag": tag})
 }
 
-// AddTags gives an image several tags at once, existing keys another value:
-// POST /v2/{project_id}/images/{image_id}/tags/action, create (IMS API, "Batch Adding or Deleting
-// Image Tags").
+// AddTags gives an image several tags at once, existing keys another value: POST
+// /v2/{project_id}/images/{image_id}/tags/action, create (IMS API, "Adding or Deleting Image Tags
+// in Batches").
 func (c *Client) AddTags(ctx context.Context, imageID string, tags ...Tag) error {
 	return c.tagAction(ctx, imageID, "create", tags)
 }
 
-// DeleteTags takes several tags from an image at once; keys that it doesn't have are no error:
-// POST /v2/{project_id}/images/{image_id}/tags/action, delete (IMS API, "Batch Adding or Deleting
-// Image Tags").
+// DeleteTags takes several tags from an image at once; keys that it doesn't have are no error: POST
+// /v2/{project_id}/images/{image_id}/tags/action, delete (IMS API, "Adding or Deleting Image Tags
+// in Batches").
 func (c *Client) DeleteTags(ctx context.Context, imageID string, keys ...string) error {
 	tags := make([]Tag, len(keys))
 	for n, key := range keys {
@@ -123,7 +123,7 @@ func checkTagInPath(s string) error {
 }
 
 // Tags lists the tags of an image: GET /v2/{project_id}/images/{image_id}/tags (IMS API, "Querying
-// Image Tags").
+// Tags of an Image").
 func (c *Client) Tags(ctx context.Context, imageID string) ([]Tag, error) {
 	path, err := c.tagPath(ctx, imageID)
 	if err != nil {
@@ -168,7 +168,7 @@ type TagValues struct {
 }
 
 // ProjectTags lists all tags of the project's images: GET /v2/{project_id}/images/tags (IMS API,
-// "Querying All Tags of a Tenant").
+// "Querying All Image Tags").
 func (c *Client) ProjectTags(ctx context.Context) ([]TagValues, error) {
 	project, err := c.pathProject(ctx)
 	if err != nil {
@@ -331,7 +331,8 @@ func (c *Client) ImagesByTags(ctx context.Context, f TagFilter) ([]TaggedImage, 
 	return list, nil
 }
 
-// CountImagesByTags counts them: as [Client.ImagesByTags] with the action count.
+// CountImagesByTags counts them: POST /v2/{project_id}/images/resource_instances/action, count (IMS
+// API, "Querying Images by Tag").
 func (c *Client) CountImagesByTags(ctx context.Context, f TagFilter) (int, error) {
 	q, err := f.query("count")
 	if err != nil {
@@ -349,7 +350,7 @@ func (c *Client) CountImagesByTags(ctx context.Context, f TagFilter) (int, error
 }
 
 // SetTag is the older way to give an image a tag: PUT /v1/cloudimages/tags (IMS API, "Adding or
-// Modifying an Image Tag").
+// Modifying a Tag").
 func (c *Client) SetTag(ctx context.Context, imageID string, tag Tag) error {
 	if err := checkTags([]Tag{tag}, true); err != nil {
 		return err
@@ -363,9 +364,9 @@ func (c *Client) SetTag(ctx context.Context, imageID string, tag Tag) error {
 	}{imageID, tag})
 }
 
-// ListTags is the older way to list the tags of the images that a filter selects:
-// GET /v1/cloudimages/tags (IMS API, "Querying the Image Tag List"). page counts from 1; 0 sends
-// neither page nor limit. Each is key=value or, older, key.value.
+// ListTags is the older way to list the tags of the images that a filter selects: GET
+// /v1/cloudimages/tags (IMS API, "Querying Tags"). page counts from 1; 0 sends neither page nor
+// limit. Each is key=value or, older, key.value.
 func (c *Client) ListTags(ctx context.Context, f ImageFilter, page, limit int) ([]string, error) {
 	query := f.query()
 	for _, name := range []string{"sort_key", "sort_dir", "tag"} {
@@ -386,8 +387,9 @@ func (c *Client) ListTags(ctx context.Context, f ImageFilter, page, limit int) (
 	return tags, nil
 }
 
-// DeleteTagsV1 is the older way to take several tags from an image:
-// DELETE /v1/{project_id}/cloudimages/{image_id}/tags/delete, with a body.
+// DeleteTagsV1 is the older way to take several tags from an image: DELETE
+// /v1/{project_id}/cloudimages/{image_id}/tags/delete, with a body (IMS API as the vendor's SDK has
+// it, "BatchDeleteTags").
 func (c *Client) DeleteTagsV1(ctx context.Context, imageID string, tags ...Tag) error {
 	if err := checkTags(tags, false); err != nil {
 		return err
@@ -414,8 +416,8 @@ func (c *Client) AddNativeTag(ctx context.Context, imageID, tag string) error {
 	return c.send(ctx, "tag image "+imageID, http.MethodPut, path, nil)
 }
 
-// DeleteNativeTag takes a tag that is a key only from an image:
-// DELETE /v2/images/{image_id}/tags/{tag} (native API, "Deleting an Image Tag").
+// DeleteNativeTag takes a tag that is a key only from an image: DELETE
+// /v2/images/{image_id}/tags/{tag} (native API, "Deleting a Tag").
 func (c *Client) DeleteNativeTag(ctx context.Context, imageID, tag string) error {
 	path, err := nativeTagPath(imageID, tag)
 	if err != nil {
