@@ -44,7 +44,7 @@ const maxPiece = 1 << 30
 
 func storeRules() rules {
 	return rules{minPart: MinPartSize, maxPart: MaxPartSize, maxParts: MaxParts, maxRuns: maxRuns,
-		piece: maxPiece, request: requestBytes}
+		piece: maxPiece, request: requestBytes, compose: composeBytes}
 }
 
 // zeroRun is a range of zeros, [start, end).

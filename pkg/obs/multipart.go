@@ -72,7 +72,8 @@ type multipart struct {
 	mu         sync.Mutex
 	open       map[string]string // unfinished uploads: key -> upload id
 	helpers    []string          // keys of objects that must not stay
-	sweep      string            // unfinished uploads of keys that begin with it must not stay either
+	sweep      []string          // unfinished uploads of keys that begin so must not stay either
+	sweepUp    string            // nor objects of keys that begin so; "" for none
 	left       []string          // what could not be removed
 	kept       bool              // the caller's journal knows the upload id
 	completing bool              // the object may exist
@@ -176,6 +177,9 @@ func (m *multipart) finish(ctx context.Context) (*UploadResult, error) {
 		case d.resumed:
 			res.PartsResumed++
 			res.BytesResumed += d.size
+		case d.composed:
+			res.PartsComposed++
+			res.BytesCopied += d.size - d.sent
 		case d.copied:
 			res.PartsCopied++
 			res.BytesCopied += d.size
@@ -208,7 +212,10 @@ type partDone struct {
 	offset int64 // in the object
 	size   int64
 	etag   string
-	copied bool
+	sent   int64 // bytes of it that were sent
+	copied bool  // the rest was copied
+	// composed means that it was made of pieces.
+	composed bool
 	// resumed means that the server had it from an earlier run.
 	resumed bool
 	note    []byte // the caller's own
@@ -225,14 +232,20 @@ func (m *multipart) send(ctx context.Context, part Part, s sum, body func() io.R
 	if d, ok := m.isThere(part, func() sum { return s }); ok {
 		return d, nil
 	}
-	t := m.target("upload part", m.key)
-	t.part, t.offset = part.Number, part.Offset
+	etag, err := m.put(ctx, part, partAddress{m.key, m.id, part.Number}, s, body)
+	return partDone{etag: etag, sent: part.Length}, err
+}
+
+// put puts a part or a piece of one where it belongs, and returns its ETag.
+func (m *multipart) put(ctx context.Context, part Part, to partAddress, s sum, body func() io.ReadSeeker) (string, error) {
+	t := m.target("upload part", to.key)
+	t.part, t.offset = to.number, part.Offset
 	t.before = m.slot
 	var etag string
 	err := m.c.call(ctx, t, func(ctx context.Context) error {
 		p := &payload{r: body(), moved: m.moved}
 		defer p.release()
-		got, err := m.c.core.PutObjectPart(ctx, t.bucket, t.key, m.id, part.Number, p, part.Length,
+		got, err := m.c.core.PutObjectPart(ctx, t.bucket, t.key, to.id, to.number, p, part.Length,
 			minio.PutObjectPartOptions{Md5Base64: s.base64(), DisableContentSha256: true})
 		if err != nil {
 			return err
@@ -243,7 +256,7 @@ func (m *multipart) send(ctx context.Context, part Part, s sum, body func() io.R
 		}
 		return m.checkETag(ctx, etag, s)
 	})
-	return partDone{etag: etag}, err
+	return etag, err
 }
 
 // checkETag holds the ETag of a part against the MD5 of what should be in it.
@@ -320,7 +333,14 @@ func (m *multipart) initiate(ctx context.Context, key, contentType string, meta 
 	late, cancel := settling(ctx)
 	defer cancel()
 	var id string
+	attempts := 0
 	err := m.c.call(late, m.target("begin upload", key), func(ctx context.Context) error {
+		if attempts++; attempts == 2 && key != m.key {
+			// The answer to the first may be lost, and with it the id of what it began.
+			m.mu.Lock()
+			m.sweep = append(m.sweep, key)
+			m.mu.Unlock()
+		}
 		var err error
 		id, err = m.c.core.NewMultipartUpload(ctx, m.bucket, key, objectOptions(contentType, meta))
 		if err == nil && id == "" {
@@ -481,7 +501,7 @@ func (m *multipart) cleanUp(ctx context.Context, failed bool) []string {
 			drop = append(drop, UploadInfo{Key: key, ID: id})
 		}
 	}
-	left := append(m.left, m.clear(ctx, drop, m.helpers, m.sweep)...)
+	left := append(m.left, m.clear(ctx, drop, m.helpers, m.sweep, m.sweepUp)...)
 	if failed && m.completing {
 		info, err := m.c.stat(ctx, m.brief(m.key))
 		if err == nil && info.Metadata[RunIDMetadata] == m.runID {
@@ -495,9 +515,10 @@ func (m *multipart) cleanUp(ctx context.Context, failed bool) []string {
 	return left
 }
 
-// clear removes unfinished uploads and objects, and if sweep is not empty, all unfinished uploads of
-// keys that begin with it. It returns what it could not remove.
-func (m *multipart) clear(ctx context.Context, drop []UploadInfo, keys []string, sweep string) []string {
+// clear removes unfinished uploads and objects, all unfinished uploads of keys that begin with one of
+// sweep, and if sweepUp is not empty, all objects of keys that begin with it. It returns what it could
+// not remove.
+func (m *multipart) clear(ctx context.Context, drop []UploadInfo, keys, sweep []string, sweepUp string) []string {
 	var mu sync.Mutex
 	var left []string
 	var wg sync.WaitGroup
@@ -510,13 +531,16 @@ func (m *multipart) clear(ctx context.Context, drop []UploadInfo, keys []string,
 			}
 		})
 	}
-	if sweep != "" {
-		// What an earlier run left that had no time to clean up. Listing takes a right of its own;
-		// without it these wait for being found by someone who has it.
-		found, err := m.c.listUploads(ctx, m.brief(sweep))
-		if k := KindOf(err); k == KindTransient || k == KindCanceled {
-			left = append(left, "uploads of "+sweep+"*")
+	// What an earlier run left that had no time to clean up. Listing takes a right of its own; without it
+	// these wait for being found by someone who has it.
+	unlisted := func(err error, what string) {
+		if k := KindOf(err); err != nil && (k == KindTransient || k == KindCanceled) {
+			left = append(left, what)
 		}
+	}
+	for _, prefix := range sweep {
+		found, err := m.c.listUploads(ctx, m.brief(prefix))
+		unlisted(err, "uploads of "+prefix+"*")
 		drop = append(drop, found...)
 	}
 	slices.SortFunc(drop, func(a, b UploadInfo) int { return strings.Compare(a.Key+" "+a.ID, b.Key+" "+b.ID) })
@@ -524,6 +548,15 @@ func (m *multipart) clear(ctx context.Context, drop []UploadInfo, keys []string,
 		remove("upload "+d.ID+" of "+d.Key, func() error { return m.c.abort(ctx, m.brief(d.Key), d.ID) })
 	}
 	wg.Wait() // an upload being completed may bring a zero object back
+	if sweepUp != "" {
+		for o, err := range m.c.ListObjects(ctx, m.bucket, sweepUp) {
+			if err != nil {
+				unlisted(err, "objects of "+sweepUp+"*")
+				break
+			}
+			keys = append(keys, o.Key)
+		}
+	}
 	slices.Sort(keys)
 	for _, key := range slices.Compact(keys) {
 		remove(key, func() error { return m.c.remove(ctx, m.brief(key)) })
@@ -586,7 +619,8 @@ func (m *multipart) record(number int, d partDone) {
 		case d.resumed:
 			ev.Resumed += d.size
 		case d.copied:
-			ev.Copied += d.size
+			ev.Sent += d.sent
+			ev.Copied += d.size - d.sent
 		default:
 			ev.Sent += d.size
 		}

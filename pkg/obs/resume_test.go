@@ -248,7 +248,7 @@ func (e *env) tidy(t failer) {
 		}
 	}
 	for _, k := range e.server.Keys(obstest.Bucket) {
-		if strings.HasPrefix(k, testKey+".imsprep-zero-") {
+		if strings.HasPrefix(k, testKey+ZeroMark) || strings.HasPrefix(k, testKey+PieceMark) {
 			if err := e.client.Delete(ctx, obstest.Bucket, k); err != nil {
 				t.Fatalf("%v", err)
 			}

@@ -32,6 +32,8 @@ type State struct {
 	Boundaries string       `json:"boundaries,omitempty"`
 	// CopyRefused means that the server would not copy, so that the plan's zeros are sent.
 	CopyRefused bool `json:"copy_refused,omitempty"`
+	// Composed means that there may be helper objects with PieceMark.
+	Composed bool `json:"composed,omitempty"`
 	// Encrypted means that ETags of parts are not their MD5.
 	Encrypted bool        `json:"encrypted,omitempty"`
 	Parts     []PartState `json:"parts,omitempty"`
@@ -113,8 +115,14 @@ func (m *multipart) takeUp(ctx context.Context) (bool, *UploadResult, error) {
 	for i := range maxZeroLevels {
 		zeros = append(zeros, prefix+strconv.Itoa(i))
 	}
+	sweep, sweepUp := []string{prefix}, ""
+	if s.Composed {
+		sweepUp = m.pieceKeys(s.RunID)
+		sweep = append(sweep, sweepUp)
+	}
+	m.helpers, m.sweep, m.sweepUp = zeros, sweep, sweepUp
 	// What is of no use goes now: once a new upload is remembered, nobody knows of the old one.
-	forget := func(drop ...UploadInfo) { m.left = append(m.left, m.clear(ctx, drop, zeros, prefix)...) }
+	forget := func(drop ...UploadInfo) { m.left = append(m.left, m.clear(ctx, drop, zeros, sweep, sweepUp)...) }
 	m.id, m.kept = s.UploadID, true
 	if !m.fits(s) {
 		forget(UploadInfo{Key: s.Key, ID: s.UploadID})
@@ -143,7 +151,6 @@ func (m *multipart) takeUp(ctx context.Context) (bool, *UploadResult, error) {
 		anew("the unfinished upload is gone")
 		return false, nil, nil
 	}
-	m.helpers, m.sweep = zeros, prefix
 	m.runID, m.open[m.key] = s.RunID, s.UploadID
 	m.there, m.encrypted = there, s.Encrypted
 	return true, nil, nil

@@ -17,8 +17,10 @@ import (
 )
 
 // Source reads the disk. ReadRange fills p from off on and tells whether all of p is zero. It is
-// called from several goroutines, for ranges that do not overlap, and never twice for one byte.
-// Ranges that the plan knows to be zero are not asked for.
+// called from several goroutines, for ranges that do not overlap, and never twice for one byte, but for
+// composed parts (Part.Pieces): they are read again when the server stops copying halfway, or turns out
+// to have something else than an earlier run sent. Ranges that the plan knows to be zero are not asked
+// for.
 type Source interface {
 	ReadRange(ctx context.Context, p []byte, off int64) (allZero bool, err error)
 }
@@ -89,8 +91,10 @@ type UploadResult struct {
 	RunID       string `json:"run_id"`
 	PartsSent   int    `json:"parts_sent"`
 	PartsCopied int    `json:"parts_copied"`
-	BytesSent   int64  `json:"bytes_sent"`   // bodies on the wire: parts, repeated parts, zero seed
-	BytesCopied int64  `json:"bytes_copied"` // bytes of the object that the server copied
+	// PartsComposed are those made of pieces, some sent and some copied.
+	PartsComposed int   `json:"parts_composed,omitempty"`
+	BytesSent     int64 `json:"bytes_sent"`   // bodies on the wire: parts, repeated parts, zero seed
+	BytesCopied   int64 `json:"bytes_copied"` // bytes of the object that the server copied
 	// What the server had from an earlier run.
 	PartsResumed int   `json:"parts_resumed,omitempty"`
 	BytesResumed int64 `json:"bytes_resumed,omitempty"`
@@ -216,18 +220,21 @@ func (u *upload) parts(ctx context.Context) error {
 // begin tells the caller's journal how the object is cut.
 func (u *upload) begin(kept []PartState) {
 	u.begun(State{Size: u.plan.Size, BlockSize: u.plan.BlockSize, ZeroCopy: u.mode, Boundaries: fingerprint(u.plan.Parts),
-		CopyRefused: u.zero.refused != nil, Parts: kept})
+		CopyRefused: u.zero.refused != nil, Composed: composedPlan(u.plan.Parts), Parts: kept})
 }
 
 // probe makes the zero object and copies the first zero part, before any byte of data moves: if the
 // server refuses, zero parts can still be cut to sizes fit for sending. When parts are there from an
 // earlier run, the cut is decided, and what is left is copied or sent as it is.
 func (u *upload) probe(ctx context.Context) error {
-	i := slices.IndexFunc(u.plan.Parts, func(p Part) bool { return p.Zero && u.done[p.Number-1].etag == "" })
-	if i < 0 {
-		return nil
+	missing := func(p Part) bool { return u.done[p.Number-1].etag == "" }
+	var err error
+	if i := slices.IndexFunc(u.plan.Parts, func(p Part) bool { return p.Zero && missing(p) }); i >= 0 {
+		err = u.copyPart(ctx, u.plan.Parts[i])
+	} else if slices.ContainsFunc(u.plan.Parts, func(p Part) bool { return p.Pieces != nil && missing(p) }) {
+		// The zero object is made by copying, too, unless it is short.
+		_, err = u.zero.ready(ctx, u.plan.ZeroObjectSize)
 	}
-	err := u.copyPart(ctx, u.plan.Parts[i])
 	if err == nil {
 		return nil
 	}
@@ -268,7 +275,7 @@ func (u *upload) sendParts(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for range u.plan.Workers {
 		g.Go(func() error {
-			var buf []byte
+			w := &scratch{u: u}
 			for {
 				i := int(next.Add(1)) - 1
 				if i >= len(u.plan.Parts) {
@@ -281,16 +288,16 @@ func (u *upload) sendParts(ctx context.Context) error {
 					return err
 				}
 				part := u.plan.Parts[i]
-				if part.Zero {
-					if err := u.zeroPart(gctx, part); err != nil {
-						return err
-					}
-					continue
+				var err error
+				switch {
+				case part.Zero:
+					err = u.zeroPart(gctx, part)
+				case part.Pieces != nil:
+					err = u.composedPart(gctx, part, w)
+				default:
+					err = u.dataPart(gctx, part, w.get(part.Length))
 				}
-				if buf == nil {
-					buf = u.c.newBuffer(u.plan.Buffer)
-				}
-				if err := u.dataPart(gctx, part, buf[:part.Length]); err != nil {
+				if err != nil {
 					return err
 				}
 			}
@@ -332,14 +339,9 @@ func (u *upload) acknowledged(part Part, d partDone) {
 
 // dataPart reads a part and sends it, or copies it when it turns out to be zeros.
 func (u *upload) dataPart(ctx context.Context, part Part, p []byte) error {
-	allZero, err := u.source.ReadRange(ctx, p, part.Offset)
+	allZero, err := u.read(ctx, part, p)
 	if err != nil {
-		t := u.target("read source", u.key)
-		t.part, t.offset = part.Number, part.Offset
-		if ctx.Err() != nil {
-			return u.c.explain(t, ctx.Err(), nil)
-		}
-		return &Error{Op: t.op, Bucket: t.bucket, Key: t.key, Part: t.part, Offset: t.offset, Kind: KindSource, Err: err}
+		return err
 	}
 	if allZero && u.mode != ZeroCopyOff && u.zero.worthwhile(part.Length) {
 		done, err := u.tryCopy(ctx, part)
@@ -369,23 +371,28 @@ func (u *upload) copyPart(ctx context.Context, part Part) error {
 		u.acknowledged(part, d)
 		return nil
 	}
-	key, etag, err := u.zero.ready(ctx, max(part.Length, u.plan.ZeroObjectSize, u.plan.Buffer))
-	if err != nil {
-		return err
-	}
 	t := u.target("copy zeros to part", u.key)
 	t.part, t.offset = part.Number, part.Offset
-	got, err := u.copyRange(ctx, t, u.id, key, etag, part.Length)
+	etag, err := u.copyFromZeros(ctx, t, u.id, part.Length)
 	if err != nil {
 		return err
 	}
-	u.acknowledged(part, partDone{etag: got, copied: true})
+	u.acknowledged(part, partDone{etag: etag, copied: true})
 	return nil
 }
 
-// copyRange makes the server copy the first n bytes of an object of zeros to a part, and returns its
+// copyFromZeros makes the server copy n zeros to the part of t, making the zero object if there is none.
+func (u *upload) copyFromZeros(ctx context.Context, t target, id string, n int64) (string, error) {
+	from, err := u.zero.ready(ctx, max(n, u.plan.ZeroObjectSize, u.plan.Buffer))
+	if err != nil {
+		return "", err
+	}
+	return u.copyRange(ctx, t, id, from, n, func() sum { return u.sums.of(n) })
+}
+
+// copyRange makes the server copy the first n bytes of an object to a part, and returns the part's
 // ETag, which is known beforehand.
-func (u *upload) copyRange(ctx context.Context, t target, id, from, fromETag string, n int64) (string, error) {
+func (u *upload) copyRange(ctx context.Context, t target, id string, from zeroSource, n int64, want func() sum) (string, error) {
 	t.idleFactor = serverWork
 	t.before = u.slot
 	var etag string
@@ -393,9 +400,9 @@ func (u *upload) copyRange(ctx context.Context, t target, id, from, fromETag str
 		return u.c.call(ctx, t, func(ctx context.Context) error {
 			var headers map[string]string
 			if condition {
-				headers = map[string]string{"x-amz-copy-source-if-match": fromETag}
+				headers = map[string]string{"x-amz-copy-source-if-match": from.etag}
 			}
-			p, err := u.c.core.CopyObjectPart(ctx, t.bucket, from, t.bucket, t.key, id, t.part, 0, n, headers)
+			p, err := u.c.core.CopyObjectPart(ctx, t.bucket, from.key, t.bucket, t.key, id, t.part, 0, n, headers)
 			if err != nil {
 				return err
 			}
@@ -403,10 +410,10 @@ func (u *upload) copyRange(ctx context.Context, t target, id, from, fromETag str
 				// The server answers 200 before it copies; what failed later is in the body.
 				return &Error{Kind: KindTransient, Code: "CopyWithoutETag", Message: "the server began to copy and failed"}
 			}
-			return u.checkETag(ctx, etag, u.sums.of(n))
+			return u.checkETag(ctx, etag, want())
 		})
 	}
-	condition := fromETag != "" && !u.noCondition.Load()
+	condition := from.etag != "" && !u.noCondition.Load()
 	err := try(condition)
 	if condition && (KindOf(err) == KindUnsupported || KindOf(err) == KindInvalid) {
 		// It may be the condition that the server does not know.

@@ -41,7 +41,7 @@ func zeroLevels(size int64) []int64 {
 }
 
 // zeroKeys is what the keys of a run's zero objects begin with; the level follows.
-func (m *multipart) zeroKeys(runID string) string { return m.key + ".imsprep-zero-" + runID + "-" }
+func (m *multipart) zeroKeys(runID string) string { return m.key + ZeroMark + runID + "-" }
 
 // zeroObject is the source of copied zero parts: made on first need, at most once an upload.
 type zeroObject struct {
@@ -49,27 +49,36 @@ type zeroObject struct {
 
 	mu      sync.Mutex
 	size    int64 // 0 until made
-	key     string
-	etag    string
+	source  zeroSource
 	refused error // why zeros can't be copied, nil as long as they can
 	seen    int64 // bytes of data parts that turned out to be zeros
 }
 
+// zeroSource is an object to copy from. Its ETag pins it: what replaced it is not copied.
+type zeroSource struct{ key, etag string }
+
 // ready returns the object, making it with size bytes when there is none yet.
-func (z *zeroObject) ready(ctx context.Context, size int64) (key, etag string, err error) {
+func (z *zeroObject) ready(ctx context.Context, size int64) (zeroSource, error) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	switch {
 	case z.refused != nil:
-		return "", "", z.refused
+		return zeroSource{}, z.refused
 	case z.size == 0:
 		if err := z.make(ctx, size); err != nil {
-			return "", "", err
+			return zeroSource{}, err
 		}
 	case size > z.size:
-		return "", "", fmt.Errorf("the zero object has %d bytes, not %d", z.size, size)
+		return zeroSource{}, fmt.Errorf("the zero object has %d bytes, not %d", z.size, size)
 	}
-	return z.key, z.etag, nil
+	return z.source, nil
+}
+
+// usable tells whether the server has not refused to copy yet.
+func (z *zeroObject) usable() bool {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.refused == nil
 }
 
 // worthwhile tells whether a data part of n zeros should be copied although a zero object may have
@@ -98,7 +107,7 @@ func (z *zeroObject) refuse(why error) bool {
 func (z *zeroObject) make(ctx context.Context, size int64) error {
 	u := z.u
 	levels := zeroLevels(size)
-	var from, etag string
+	var from zeroSource
 	for i, n := range levels {
 		key := u.zeroKeys(u.runID) + strconv.Itoa(i)
 		if len(key) > maxKeyLength {
@@ -106,19 +115,20 @@ func (z *zeroObject) make(ctx context.Context, size int64) error {
 				Message: "the key is too long for the zero object beside it"}
 		}
 		// Noted before it exists, so that it is removed even if the answer is lost.
-		u.helpers = append(u.helpers, key)
+		u.help(key)
+		var etag string
 		var err error
 		if i == 0 {
 			etag, err = z.seed(ctx, key, n)
 		} else {
-			etag, err = z.compose(ctx, key, n, from, etag, levels[i-1])
+			etag, err = z.compose(ctx, key, n, from, levels[i-1])
 		}
 		if err != nil {
 			return err
 		}
-		from = key
+		from = zeroSource{key, etag}
 	}
-	z.key, z.etag, z.size = from, etag, size
+	z.source, z.size = from, size
 	return nil
 }
 
@@ -138,7 +148,7 @@ func (z *zeroObject) seed(ctx context.Context, key string, n int64) (string, err
 }
 
 // compose makes an object of size zeros out of copies of a shorter one.
-func (z *zeroObject) compose(ctx context.Context, key string, size int64, from, fromETag string, fromSize int64) (string, error) {
+func (z *zeroObject) compose(ctx context.Context, key string, size int64, from zeroSource, fromSize int64) (string, error) {
 	u := z.u
 	id, err := u.initiate(ctx, key, "", u.metadata())
 	if err != nil {
@@ -153,7 +163,7 @@ func (z *zeroObject) compose(ctx context.Context, key string, size int64, from, 
 			n := min(fromSize, size-off)
 			t := u.target("copy zeros to zero object", key)
 			t.part, t.offset = i+1, off
-			etag, err := u.copyRange(gctx, t, id, from, fromETag, n)
+			etag, err := u.copyRange(gctx, t, id, from, n, func() sum { return u.sums.of(n) })
 			parts[i] = partDone{size: n, etag: etag}
 			return err
 		})
