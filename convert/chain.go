@@ -64,6 +64,7 @@ func (c *chain) check(ctx context.Context, in *input, f *format) (top *checked, 
 	return f.check(ctx, in, checkOptions{
 		force:          c.o.Force,
 		originalSize:   c.o.OriginalSize,
+		vhdSize:        c.o.VHDSize,
 		maxVirtualSize: c.o.MaxVirtualSize,
 		extent:         func(name string) (io.ReaderAt, int64, error) { return c.openExtent(in, f, name) },
 		dataFile:       func(name string) (io.ReaderAt, int64, error) { return c.openDataFile(in, f, name) },

@@ -46,12 +46,21 @@ type OpenOptions struct {
 	ScratchDir string
 	// ArchiveDisk is the name of a disk's file in an archive that has several, such as an OVA.
 	ArchiveDisk string
+	// VHDSize says which of the two sizes that a VHD states counts: [VHDSizeCurrent], [VHDSizeGeometry],
+	// or "" for what the creator's own tool shows.
+	VHDSize string
 	// MaxVirtualSize is the largest accepted virtual size in bytes; 0 means
 	// [DefaultMaxVirtualSize].
 	MaxVirtualSize int64
 
 	window int64 // bytes of unpacked data kept, 0 = forwardWindow
 }
+
+// Values of [OpenOptions].VHDSize, as QEMU names them.
+const (
+	VHDSizeCurrent  = "current_size" // in bytes
+	VHDSizeGeometry = "chs"          // cylinders × heads × sectors
+)
 
 // RefusedError says that a disk image is damaged, hostile, not supported, or needs something that
 // was not allowed.
@@ -76,6 +85,7 @@ const (
 	NeedForce   Need = "force"   // [OpenOptions].Force: it is marked as damaged
 	NeedScratch Need = "scratch" // [OpenOptions].ScratchDir: it must be unpacked first
 	NeedDisk    Need = "disk"    // [OpenOptions].ArchiveDisk: there are several
+	NeedVHDSize Need = "size"    // [OpenOptions].VHDSize: its two sizes differ, and data is between them
 )
 
 // Error gives path, format, reason and remedy in one line.
@@ -151,6 +161,9 @@ func Open(ctx context.Context, path string, o OpenOptions) (*Disk, error) {
 				path, o.Format, strings.Join(FormatNames(), ", "))
 		}
 		o.Format = f.name
+	}
+	if !slices.Contains([]string{"", VHDSizeCurrent, VHDSizeGeometry}, o.VHDSize) {
+		return nil, fmt.Errorf("open %q: unknown size rule of VHD %q, want %s or %s", path, o.VHDSize, VHDSizeCurrent, VHDSizeGeometry)
 	}
 	if o.MaxVirtualSize < 0 {
 		return nil, fmt.Errorf("open %q: negative maximal virtual size", path)

@@ -51,6 +51,7 @@ type format struct {
 type checkOptions struct {
 	force          bool
 	originalSize   bool
+	vhdSize        string
 	maxVirtualSize int64
 	// extent opens another file that the disk's own data is in; dataFile does so if that was allowed.
 	extent, dataFile func(name string) (io.ReaderAt, int64, error)
@@ -201,7 +202,8 @@ func checkVDI(ctx context.Context, in *input, o checkOptions) (*checked, error) 
 }
 
 func checkVHD(ctx context.Context, in *input, o checkOptions) (*checked, error) {
-	m, err := vhd.Preflight(ctx, in.r, in.size, vhd.Options{AllowParent: true, MaxVirtualSize: o.maxVirtualSize})
+	rule := map[string]vhd.SizeRule{VHDSizeCurrent: vhd.SizeCurrent, VHDSizeGeometry: vhd.SizeGeometry}[o.vhdSize]
+	m, err := vhd.Preflight(ctx, in.r, in.size, vhd.Options{AllowParent: true, Size: rule, MaxVirtualSize: o.maxVirtualSize})
 	if err != nil {
 		return nil, err
 	}

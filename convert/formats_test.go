@@ -5,12 +5,15 @@ package convert_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"pgregory.net/rapid"
 
@@ -277,6 +280,147 @@ func TestDifferencingVHD(t *testing.T) {
 		return
 	}
 	t.Fatal("the corpus has no differencing VHD")
+}
+
+// TestVHDSize leaves it to the caller which size of a VHD counts, where its creator leaves data in doubt.
+func TestVHDSize(t *testing.T) {
+	dir := t.TempDir()
+	raw, img := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.vhd")
+	const size = 8 << 20 // no whole number of cylinders
+	disk := bytes.Repeat([]byte{1}, size)
+	write(t, raw, disk)
+	qemu(t, "qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", raw, img)
+	// As an older QEMU would have written it: by its name, the geometry counts.
+	f, err := os.ReadFile(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var chs int
+	for _, at := range []int{0, len(f) - 512} {
+		footer := f[at : at+512]
+		copy(footer[28:], "qemu")
+		footer[56], footer[57], footer[58], footer[59] = 0, 200, 4, 17 // cylinders, heads, sectors
+		chs = 200 * 4 * 17 * 512
+		clear(footer[64:68])
+		sum := uint32(0)
+		for _, b := range footer {
+			sum += uint32(b)
+		}
+		binary.BigEndian.PutUint32(footer[64:], ^sum)
+	}
+	write(t, img, f)
+	refusedNeed(t, img, convert.OpenOptions{}, convert.NeedVHDSize)
+	for rule, want := range map[string]int{convert.VHDSizeCurrent: size, convert.VHDSizeGeometry: chs} {
+		d, err := convert.Open(context.Background(), img, convert.OpenOptions{VHDSize: rule})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(content(t, d), disk[:want]) || len(d.Info().Warnings) != 1 {
+			t.Errorf("%s: %d bytes, warnings %q", rule, d.Size(), d.Info().Warnings)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := convert.Open(context.Background(), img, convert.OpenOptions{VHDSize: "small"}); err == nil {
+		t.Error("an unknown rule was taken")
+	}
+}
+
+// TestDifferencingVHDX makes a child of a disk of QEMU's, which can't make one itself, and holds its
+// parent's identity against what it states (MS-VHDX, 2.6.2.6).
+func TestDifferencingVHDX(t *testing.T) {
+	dir := t.TempDir()
+	raw := filepath.Join(dir, "disk.raw")
+	writePatterned(t, raw, 6<<20)
+	parent, child := filepath.Join(dir, "parent.vhdx"), filepath.Join(dir, "child.vhdx")
+	qemu(t, "qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", "block_size=1M", raw, parent)
+	qemu(t, "qemu-img", "create", "-q", "-f", "vhdx", "-o", "block_size=1M,block_state_zero=off", child, "6M")
+	qemu(t, "qemu-io", "-f", "vhdx", "-c", "write -P 7 1M 1M", child)
+	p, err := os.ReadFile(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	le := binary.LittleEndian
+	// The current header is the one with the higher sequence number; the data write GUID is at 32.
+	header := p[64<<10:]
+	if le.Uint64(p[128<<10+8:]) > le.Uint64(header[8:]) {
+		header = p[128<<10:]
+	}
+	id := header[32:48]
+	guid := fmt.Sprintf("{%08x-%04x-%04x-%x-%x}", le.Uint32(id), le.Uint16(id[4:]), le.Uint16(id[6:]), id[8:10], id[10:16])
+	locator := func(guid, name string) []byte {
+		b := append([]byte("\xB7\xEF\x4A\xB0\x9E\xD1\x81\x4A\xB7\x89\x25\xB8\xE9\x44\x59\x13"), 0, 0, 2, 0) // type, reserved, entries
+		var text []byte
+		for _, kv := range [][2]string{{"parent_linkage", guid}, {"relative_path", name}} {
+			key, value := utf16.Encode([]rune(kv[0])), utf16.Encode([]rune(kv[1]))
+			at := uint32(20 + 2*12 + len(text))
+			b = le.AppendUint32(le.AppendUint32(b, at), at+uint32(2*len(key)))
+			b = le.AppendUint16(le.AppendUint16(b, uint16(2*len(key))), uint16(2*len(value)))
+			for _, c := range append(key, value...) {
+				text = le.AppendUint16(text, c)
+			}
+		}
+		return append(b, text...)
+	}
+	fresh, err := os.ReadFile(child)
+	if err != nil {
+		t.Fatal(err)
+	}
+	differ := func(guid, name string) {
+		t.Helper()
+		f := bytes.Clone(fresh)
+		at := bytes.Index(f, []byte("metadata"))
+		if at < 0 {
+			t.Fatal("no metadata region")
+		}
+		table := f[at:]
+		count := int(le.Uint16(table[10:]))
+		for i := range count {
+			e := table[32+32*i:]
+			if string(e[:4]) == "\x37\x67\xA1\xCA" { // file parameters: has a parent
+				flags := table[le.Uint32(e[16:])+4:]
+				flags[0] |= 2
+			}
+		}
+		l := locator(guid, name)
+		e := table[32+32*count:]
+		copy(e, "\x2D\x5F\xD3\xA8\x0B\xB3\x4D\x45\xAB\xF7\xD3\xD8\x48\x34\xAB\x0C")
+		le.PutUint32(e[16:], 512<<10) // in the region of 1 MiB
+		le.PutUint32(e[20:], uint32(len(l)))
+		le.PutUint32(e[24:], 4) // required
+		le.PutUint16(table[10:], uint16(count+1))
+		copy(table[512<<10:], l)
+		write(t, child, f)
+	}
+	allow := convert.OpenOptions{AllowBacking: true}
+	differ(guid, `.\parent.vhdx`)
+	refusedNeed(t, child, convert.OpenOptions{}, convert.NeedBacking)
+	d, err := convert.Open(context.Background(), child, allow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(want[1<<20:], bytes.Repeat([]byte{7}, 1<<20))
+	if !bytes.Equal(content(t, d), want) || d.Info().Variant != "differencing" || len(d.Info().Backing) != 1 {
+		t.Errorf("wrong content, or %+v", d.Info())
+	}
+	checkZeroExtents(t, d, want)
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	differ("{00112233-4455-6677-8899-aabbccddeeff}", `.\parent.vhdx`)
+	refusedBecause(t, child, allow, "data write GUID")
+	differ(guid, `.\nowhere.vhdx`)
+	refusedBecause(t, child, allow, "not found")
+	differ(guid, `.\child.vhdx`)
+	refusedBecause(t, child, allow, "twice")
+	differ(guid, `.\parent.vhdx`)
+	write(t, parent, want)
+	refusedBecause(t, child, allow, "no vhdx image")
 }
 
 // TestOutputsProperty writes random disks in every output format.

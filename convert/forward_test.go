@@ -83,7 +83,7 @@ func TestStreamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	qcow2 := filepath.Join(t.TempDir(), "disk.qcow2")
-	qemu(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-W", "-m", "1", raw, qcow2)
+	qemu(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2)
 	ordered, err := os.ReadFile(qcow2)
 	if err != nil {
 		t.Fatal(err)

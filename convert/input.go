@@ -99,6 +99,9 @@ func (in *input) refuse(format string, err error) error {
 	if f, ok := bad.(interface{ NeedsForce() bool }); ok && f.NeedsForce() {
 		refused.Need = NeedForce
 	}
+	if s, ok := bad.(interface{ NeedsSize() bool }); ok && s.NeedsSize() {
+		refused.Need = NeedVHDSize
+	}
 	return refused
 }
 

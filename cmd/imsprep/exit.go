@@ -111,6 +111,8 @@ func sourceHint(err error) string {
 		return "give --scratch DIR, or unpack it yourself"
 	case convert.NeedDisk:
 		return "give --ova-disk NAME"
+	case convert.NeedVHDSize:
+		return "give --vhd-size current_size for all of it, or chs for what the geometry says"
 	}
 	return ""
 }

@@ -94,6 +94,7 @@ func TestScripts(t *testing.T) {
 			"capture":   cmdCapture,
 			"patch":     cmdPatch,
 			"noise":     cmdNoise,
+			"documents": cmdDocuments,
 		},
 	})
 }
@@ -303,6 +304,23 @@ func cmdPatch(ts *testscript.TestScript, neg bool, args []string) {
 	defer f.Close()
 	_, err = f.WriteAt(data, off)
 	ts.Check(err)
+}
+
+// cmdDocuments wants every line of a program's output to be in a manual: documents MANUAL FILE.
+func cmdDocuments(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: documents MANUAL FILE")
+	}
+	manual := ts.ReadFile(args[0])
+	said := strings.TrimSpace(ts.ReadFile(args[1]))
+	if said == "" {
+		ts.Fatalf("there was no output")
+	}
+	for _, line := range strings.Split(said, "\n") {
+		if line = strings.TrimSpace(line); !strings.Contains(manual, line) {
+			ts.Fatalf("%s doesn't have the line\n%s", args[0], line)
+		}
+	}
 }
 
 // cmdNoise makes a file of bytes that aren't zero and don't repeat: noise FILE BYTES.

@@ -23,6 +23,7 @@ type sourceFlags struct {
 	scratch      string
 	archiveDisk  string
 	originalSize bool
+	vhdSize      string
 }
 
 func (s *sourceFlags) add(cmd *cobra.Command) {
@@ -34,12 +35,17 @@ func (s *sourceFlags) add(cmd *cobra.Command) {
 	f.StringVar(&s.scratch, "scratch", "", "unpack a compressed disk (.gz, .xz, .zst, .bz2) once, to a file in this folder, instead of as often as it is read")
 	f.StringVar(&s.archiveDisk, "ova-disk", "", "the file to take from an OVA or another archive that has several")
 	f.BoolVar(&s.originalSize, "original-size", false, "of ZVHD and ZVHD2, the size of the disk that it was made from, not whole GiB")
+	f.StringVar(&s.vhdSize, "vhd-size", "", "which size of a VHD counts where its two differ: current_size, chs (default: by who wrote it)")
+	_ = cmd.RegisterFlagCompletionFunc("vhd-size", cobra.FixedCompletions([]string{convert.VHDSizeCurrent, convert.VHDSizeGeometry}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("format-in", cobra.FixedCompletions(convert.FormatNames(), cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (s *sourceFlags) options() (convert.OpenOptions, error) {
 	if len(s.backingDirs) > 0 && !s.backing {
 		return convert.OpenOptions{}, usagef("--backing-dir has a meaning only with --allow-backing")
+	}
+	if s.vhdSize != "" && s.vhdSize != convert.VHDSizeCurrent && s.vhdSize != convert.VHDSizeGeometry {
+		return convert.OpenOptions{}, usagef("--vhd-size %q: it is %s or %s", s.vhdSize, convert.VHDSizeCurrent, convert.VHDSizeGeometry)
 	}
 	return convert.OpenOptions{
 		Format:       s.format,
@@ -49,6 +55,7 @@ func (s *sourceFlags) options() (convert.OpenOptions, error) {
 		ScratchDir:   s.scratch,
 		ArchiveDisk:  s.archiveDisk,
 		OriginalSize: s.originalSize,
+		VHDSize:      s.vhdSize,
 	}, nil
 }
 

@@ -105,6 +105,7 @@ func (m *Metadata) checkTail(ctx context.Context, parent image.Image) error {
 					Reason: fmt.Sprintf("its size is %d bytes by geometry and %d by Current Size, and there is data behind "+
 						"the former at %d", m.VirtualSize, m.currentSize, off+int64(i)),
 					Remedy: "say which of the two sizes counts; Current Size loses nothing",
+					Sizes:  true,
 				}
 			}
 		}

@@ -65,6 +65,7 @@ const (
 type Error struct {
 	Reason string // the field or table, its offset and its value; strings are quoted
 	Remedy string // what to do next, "" if nothing helps
+	Sizes  bool   // [Options].Size would settle it
 }
 
 // Error returns the reason.
@@ -72,6 +73,9 @@ func (e *Error) Error() string { return e.Reason }
 
 // Refusal returns the reason and what to do next, which is "" if nothing helps.
 func (e *Error) Refusal() (reason, remedy string) { return e.Reason, e.Remedy }
+
+// NeedsSize tells whether the image is refused only because its two sizes leave data in doubt.
+func (e *Error) NeedsSize() bool { return e.Sizes }
 
 func bad(format string, args ...any) error { return &Error{Reason: fmt.Sprintf(format, args...)} }
 
