@@ -22,6 +22,7 @@ import (
 type profile struct {
 	credentials
 	region, projectID, iamEndpoint string
+	agency                         *ims.Agency // nil if the keys are used as they are
 }
 
 // maxProfile bounds the files that are read.
@@ -145,15 +146,19 @@ type kooProfile struct {
 	Name string `json:"name"`
 	Mode string `json:"mode"`
 	kooKeys
-	Region     string `json:"region"`
-	ProjectID  string `json:"projectId"`
-	AgencyName string `json:"agencyName"`
-	SSOAuth    struct {
+	Region           string `json:"region"`
+	ProjectID        string `json:"projectId"`
+	AgencyName       string `json:"agencyName"`
+	AgencyDomainName string `json:"agencyDomainName"`
+	AgencyDomainID   string `json:"agencyDomainId"`
+	SSOAuth          struct {
 		STSToken kooKeys `json:"stsToken"`
 	} `json:"ssoAuth"`
 }
 
-// plainKey is what keys look like that are not encrypted. KooCLI doesn't mark those that are.
+// plainKey is what keys look like that are not encrypted. That is a guess: what KooCLI writes when it
+// encrypts is not documented, and nothing in the file says that it did. Keys that are taken for plain
+// ones by mistake are refused by the cloud.
 var plainKey = regexp.MustCompile(`^[A-Za-z0-9]{8,64}$`)
 
 // readKooCLI reads one profile, the current one if name is empty.
@@ -176,8 +181,8 @@ func readKooCLI(path, name string) (*profile, error) {
 			keys = k.SSOAuth.STSToken
 		}
 		switch {
-		case k.AgencyName != "":
-			return nil, fmt.Errorf("the profile %q goes through an agency, which imsprep can't: get temporary keys, and set HW_ACCESS_KEY, HW_SECRET_KEY and HW_SECURITY_TOKEN", name)
+		case k.AgencyName != "" && k.AgencyDomainName == "" && k.AgencyDomainID == "":
+			return nil, fmt.Errorf("the profile %q goes through the agency %q, but doesn't name the account that made it", name, k.AgencyName)
 		case keys.AccessKeyID == "" || keys.SecretAccessKey == "":
 			return nil, fmt.Errorf("the profile %q has no access key with its secret", name)
 		case !plainKey.MatchString(keys.AccessKeyID) || !plainKey.MatchString(keys.SecretAccessKey):
@@ -185,6 +190,9 @@ func readKooCLI(path, name string) (*profile, error) {
 		}
 		p := &profile{region: k.Region, projectID: k.ProjectID}
 		p.accessKey, p.secretKey, p.securityToken = keys.AccessKeyID, keys.SecretAccessKey, keys.SecurityToken
+		if k.AgencyName != "" {
+			p.agency = &ims.Agency{Name: k.AgencyName, DomainName: k.AgencyDomainName, DomainID: k.AgencyDomainID}
+		}
 		return p, nil
 	}
 	return nil, fmt.Errorf("there is no profile %q", name)

@@ -20,6 +20,7 @@ const kooFile = `{"current":"cur","profiles":[
 	{"name":"sso","mode":"SSO","region":"eu-west-101","ssoAuth":{"stsToken":{"accessKeyId":"AKSSO12345","secretAccessKey":"SKSSO12345","securityToken":"STS=="}}},
 	{"name":"secret","mode":"AKSK","accessKeyId":"AbC+/dEf==","secretAccessKey":"encrypted+/=="},
 	{"name":"agency","mode":"AKSK","accessKeyId":"AKAGENCY1","secretAccessKey":"SKAGENCY1","agencyName":"a"},
+	{"name":"through","mode":"AKSK","accessKeyId":"AKAGENCY1","secretAccessKey":"SKAGENCY1","agencyName":"a","agencyDomainName":"other"},
 	{"name":"empty","mode":"AKSK"}]}`
 
 const iniFile = "# of the SDK\n[other]\nak=wrong\n[basic]\nak = AKINI00001\nsk=SKINI00001\nproject_id=p-ini\niam_endpoint=https://iam.example.com\n"
@@ -72,7 +73,8 @@ func TestCredentialSources(t *testing.T) {
 		{name: "and is named when nothing is found", env: map[string]string{"HOME": home + "/bad", "IMSPREP_METADATA_ENDPOINT": "off"}, want: "isn't a configuration of KooCLI", fails: true},
 		{name: "no credentials", env: map[string]string{"HOME": home + "/none", "IMSPREP_METADATA_ENDPOINT": "off"}, want: "no credentials found", fails: true},
 		{name: "encrypted", env: map[string]string{"HW_SHARED_CONFIG_FILE": koo, "HW_PROFILE": "secret"}, want: "encrypted by KooCLI", fails: true},
-		{name: "agency", env: map[string]string{"HW_SHARED_CONFIG_FILE": koo, "HW_PROFILE": "agency"}, want: "goes through an agency", fails: true},
+		{name: "agency", env: map[string]string{"HW_SHARED_CONFIG_FILE": koo, "HW_PROFILE": "agency"}, want: "doesn't name the account", fails: true},
+		{name: "agency of an account", env: map[string]string{"HW_SHARED_CONFIG_FILE": koo, "HW_PROFILE": "through"}, want: "AKAGENCY1 local - through a of other"},
 		{name: "no keys", env: map[string]string{"HW_SHARED_CONFIG_FILE": koo, "HW_PROFILE": "empty"}, want: "no access key", fails: true},
 		{name: "no such profile", env: map[string]string{"HW_SHARED_CONFIG_FILE": koo, "HW_PROFILE": "nobody"}, want: `no profile "nobody"`, fails: true},
 		{name: "no such file", env: map[string]string{"HUAWEICLOUD_SDK_CREDENTIALS_FILE": ini + "x"}, want: "no such file", fails: true},
@@ -113,7 +115,11 @@ func TestCredentialSources(t *testing.T) {
 				}
 				ak = k.AccessKey
 			}
-			if got := fmt.Sprint(ak, " ", s.region, " ", first(s.projectID, "-")); got != tc.want {
+			got := fmt.Sprint(ak, " ", s.region, " ", first(s.projectID, "-"))
+			if s.agency != nil {
+				got += " through " + s.agency.Name + " of " + s.agency.DomainName
+			}
+			if got != tc.want {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
 		})

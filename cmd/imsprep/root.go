@@ -37,6 +37,8 @@ type globalFlags struct {
 
 	profile string
 
+	agency, agencyDomain string
+
 	obsEndpoint, imsEndpoint, iamEndpoint string
 }
 
@@ -100,8 +102,10 @@ func (a *app) cloudFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&a.flags.region, "region", "", "region id, such as cn-north-4 (environment: HW_REGION_NAME)")
 	f.StringVar(&a.flags.profile, "profile", "", "profile of KooCLI to take credentials from, or metadata for a server's agency (environment: HW_PROFILE)")
+	f.StringVar(&a.flags.agency, "assume-agency", "", "act through this agency, with temporary keys (environment: HW_ASSUME_ROLE_AGENCY_NAME)")
+	f.StringVar(&a.flags.agencyDomain, "assume-domain", "", "account that made the agency (environment: HW_ASSUME_ROLE_DOMAIN_NAME)")
 	f.StringVar(&a.flags.projectID, "project-id", "", "project id; looked up by the region's name if absent (environment: HW_PROJECT_ID)")
-	f.StringVar(&a.flags.cloud, "cloud", "", "domain of the cloud's endpoints, such as otc.t-systems.com (environment: HW_CLOUD)")
+	f.StringVar(&a.flags.cloud, "cloud", "", "huaweicloud, europe, otc, or the domain of another cloud's endpoints (environment: HW_CLOUD)")
 	f.StringVar(&a.flags.obsEndpoint, "obs-endpoint", "", "object storage endpoint (environment: IMSPREP_OBS_ENDPOINT)")
 	f.StringVar(&a.flags.imsEndpoint, "ims-endpoint", "", "image service endpoint (environment: IMSPREP_IMS_ENDPOINT)")
 	f.StringVar(&a.flags.iamEndpoint, "iam-endpoint", "", "identity service endpoint (environment: IMSPREP_IAM_ENDPOINT)")

@@ -24,6 +24,7 @@ type settings struct {
 	projectName string
 	endpoints   struct{ obs, ims, iam string }
 	credentials credentials
+	agency      *ims.Agency // to act through, with the credentials; nil if there is none
 	bucket      string
 	skipped     error    // why profile files in the home weren't taken
 	confirmed   []string // bitmap layouts confirmed for this cloud
@@ -35,7 +36,7 @@ type settings struct {
 type credentials struct {
 	accessKey, secretKey, securityToken string
 	token                               string
-	user, password, domain              string
+	user                                *ims.Password // nil if nobody is named
 	// keys is where keys come from that may change during a run: a profile file, the metadata service.
 	keys ims.KeySource
 	// guessed: nothing else was found, and the metadata service may not be there either.
@@ -48,7 +49,7 @@ type credentials struct {
 const profileMetadata = "metadata"
 
 func (c credentials) hasKeys() bool  { return c.accessKey != "" || c.keys != nil }
-func (c credentials) hasToken() bool { return c.token != "" || c.user != "" }
+func (c credentials) hasToken() bool { return c.token != "" || c.user != nil }
 
 // keySets are the environment variables of access keys, in the order in which they are honoured:
 // what Terraform and Packer use, what the vendor's SDKs use, what OpenStack tools use, what the
@@ -58,14 +59,14 @@ var keySets = []struct{ ak, sk, token string }{
 	{"HUAWEICLOUD_SDK_AK", "HUAWEICLOUD_SDK_SK", "HUAWEICLOUD_SDK_SECURITY_TOKEN"},
 }
 
+// iamEndpoints are the variables of the identity service's endpoint.
+var iamEndpoints = []string{"IMSPREP_IAM_ENDPOINT", "HW_AUTH_URL", "HUAWEICLOUD_SDK_IAM_ENDPOINT", "OS_AUTH_URL"}
+
 var lateKeySets = []struct{ ak, sk, token string }{
 	{"OS_ACCESS_KEY", "OS_SECRET_KEY", "OS_SECURITY_TOKEN"},
+	{"OS_ACCESS_KEY_ID", "OS_ACCESS_KEY_SECRET", "OS_AKSK_SECURITY_TOKEN"},
+	{"OS_AK", "OS_SK", "OS_AKSK_SECURITY_TOKEN"},
 	{"OBS_ACCESS_KEY_ID", "OBS_SECRET_ACCESS_KEY", "OBS_SECURITY_TOKEN"},
-}
-
-var tokenSets = []struct{ token, user, password, domain string }{
-	{"HW_AUTH_TOKEN", "HW_USER_NAME", "HW_USER_PASSWORD", "HW_DOMAIN_NAME"},
-	{"OS_AUTH_TOKEN", "OS_USERNAME", "OS_PASSWORD", "OS_DOMAIN_NAME"},
 }
 
 // getenv is the value of the first of names that is set and not empty.
@@ -92,9 +93,9 @@ func first(values ...string) string {
 func (a *app) settings() (*settings, error) {
 	f := &a.flags
 	s := &settings{
-		region:      first(f.region, a.getenv("HW_REGION_NAME", "OS_REGION_NAME")),
-		projectID:   first(f.projectID, a.getenv("HW_PROJECT_ID", "HUAWEICLOUD_SDK_PROJECT_ID", "OS_PROJECT_ID")),
-		projectName: a.getenv("HW_PROJECT_NAME", "OS_PROJECT_NAME"),
+		region:      first(f.region, a.getenv("HW_REGION_NAME", "OS_REGION_NAME", "OS_REGION_ID")),
+		projectID:   first(f.projectID, a.getenv("HW_PROJECT_ID", "HUAWEICLOUD_SDK_PROJECT_ID", "OS_PROJECT_ID", "OS_TENANT_ID")),
+		projectName: a.getenv("HW_PROJECT_NAME", "OS_PROJECT_NAME", "OS_TENANT_NAME"),
 		bucket:      a.getenv("IMSPREP_BUCKET"),
 		onRetry:     a.retrying,
 	}
@@ -102,11 +103,11 @@ func (a *app) settings() (*settings, error) {
 		if s.region == "" {
 			return ""
 		}
-		return ims.ServiceEndpoint(service, s.region, first(f.cloud, a.getenv("HW_CLOUD")))
+		return first(a.getenv(sdkEndpoint(service, s.region)), ims.ServiceEndpoint(service, s.region, a.cloudDomain()))
 	}
 	s.endpoints.obs = first(f.obsEndpoint, a.getenv("IMSPREP_OBS_ENDPOINT"), endpoint("obs"))
 	s.endpoints.ims = first(f.imsEndpoint, a.getenv("IMSPREP_IMS_ENDPOINT"), endpoint("ims"))
-	s.endpoints.iam = first(f.iamEndpoint, a.getenv("IMSPREP_IAM_ENDPOINT", "HW_AUTH_URL", "OS_AUTH_URL"), endpoint("iam"))
+	s.endpoints.iam = first(f.iamEndpoint, a.getenv(iamEndpoints...), endpoint("iam"))
 	s.endpoints.iam = strings.TrimSuffix(strings.TrimSuffix(s.endpoints.iam, "/"), "/v3")
 	s.confirmed = strings.FieldsFunc(a.getenv("IMSPREP_CONFIRMED_BITMAP"), func(r rune) bool { return r == ',' || r == ' ' })
 	c, err := a.config()
@@ -114,6 +115,9 @@ func (a *app) settings() (*settings, error) {
 		return nil, err
 	}
 	s.confirmed = append(s.confirmed, c.confirmedIn(s.region)...)
+	if s.agency, err = a.agency(); err != nil {
+		return nil, err
+	}
 	s.credentials, err = a.credentials()
 	a.fixedKeys = s.credentials.securityToken != "" || s.credentials.token != ""
 	if err != nil || s.credentials.known() {
@@ -125,6 +129,9 @@ func (a *app) settings() (*settings, error) {
 	}
 	if p != nil {
 		s.credentials = p.credentials
+		if s.agency == nil {
+			s.agency = p.agency
+		}
 		s.projectID = first(s.projectID, p.projectID)
 		if s.region == "" {
 			s.confirmed = append(s.confirmed, c.confirmedIn(p.region)...)
@@ -132,7 +139,7 @@ func (a *app) settings() (*settings, error) {
 		if s.region = first(s.region, p.region); s.region != "" {
 			s.endpoints.obs = first(s.endpoints.obs, endpoint("obs"))
 			s.endpoints.ims = first(s.endpoints.ims, endpoint("ims"))
-			if f.iamEndpoint == "" && a.getenv("IMSPREP_IAM_ENDPOINT", "HW_AUTH_URL", "OS_AUTH_URL") == "" {
+			if f.iamEndpoint == "" && a.getenv(iamEndpoints...) == "" {
 				s.endpoints.iam = first(p.iamEndpoint, endpoint("iam"))
 			}
 		}
@@ -162,21 +169,8 @@ func (a *app) credentials() (credentials, error) {
 	if c, ok, err := a.keys(keySets); ok || err != nil {
 		return c, err
 	}
-	for _, set := range tokenSets {
-		if t := a.getenv(set.token); t != "" {
-			return credentials{token: t, source: set.token}, nil
-		}
-		user, password, domain := a.getenv(set.user), a.getenv(set.password), a.getenv(set.domain)
-		if set.domain == "OS_DOMAIN_NAME" {
-			domain = first(domain, a.getenv("OS_USER_DOMAIN_NAME"))
-		}
-		if user == "" {
-			continue
-		}
-		if password == "" || domain == "" {
-			return credentials{}, usagef("%s is set, but %s and %s are needed with it", set.user, set.password, set.domain)
-		}
-		return credentials{user: user, password: password, domain: domain, source: set.user + " and " + set.password}, nil
+	if c, ok, err := a.tokenCredentials(); ok || err != nil {
+		return c, err
 	}
 	c, _, err := a.keys(lateKeySets)
 	return c, err
@@ -209,31 +203,12 @@ func (s *settings) imsClient() (*ims.Client, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	c := s.credentials
-	var auth ims.Auth
-	switch {
-	case c.hasKeys():
-		auth = ims.AKSKFrom(keySource{s})
-	case c.token != "":
-		auth = ims.StaticToken(c.token)
-	default:
-		auth = ims.PasswordToken(ims.Password{UserName: c.user, DomainName: c.domain, Password: c.password})
+	if err := s.assume(); err != nil {
+		return nil, err
 	}
-	transport := ims.NewTransport()
-	transport.Proxy = http.ProxyFromEnvironment
-	client, err := ims.New(ims.Options{
-		HTTPClient:  &http.Client{Transport: transport},
-		Endpoint:    s.endpoints.ims,
-		IAMEndpoint: s.endpoints.iam,
-		Region:      s.region,
-		ProjectID:   s.projectID,
-		ProjectName: s.projectName,
-		Auth:        auth,
-		UserAgent:   userAgent(),
-		// Whoever names an endpoint without TLS means it: the local cloud has none.
-		AllowPlainHTTP: true,
-		OnRetry:        s.onRetry,
-	})
+	o := s.clientOptions()
+	o.Auth = s.auth()
+	client, err := ims.New(o)
 	if err != nil {
 		return nil, &usageError{err}
 	}

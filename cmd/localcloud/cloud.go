@@ -184,6 +184,7 @@ func (c *cloud) environment(token bool) [][2]string {
 	if token {
 		return append([][2]string{
 			{"HW_USER_NAME", c.user.Name}, {"HW_USER_PASSWORD", c.user.Password}, {"HW_DOMAIN_NAME", c.user.Domain},
+			{"LOCALCLOUD_USER_ID", c.user.ID},
 		}, env...)
 	}
 	return append([][2]string{

@@ -15,11 +15,12 @@ import (
 	"time"
 )
 
-// DefaultDomain is the domain of Huawei Cloud's endpoints; the Europe site has its own, see
-// [ServiceEndpoint].
+// Domains of endpoints: Huawei Cloud's, that of its European site, which goes with the regions
+// eu-west-1…, and Open Telekom Cloud's; see [ServiceEndpoint].
 const (
-	DefaultDomain = "myhuaweicloud.com"
-	europeDomain  = "myhuaweicloud.eu"
+	DefaultDomain     = "myhuaweicloud.com"
+	EuropeDomain      = "myhuaweicloud.eu"
+	OpenTelekomDomain = "otc.t-systems.com"
 )
 
 // Defaults of [Options].
@@ -224,7 +225,7 @@ func ServiceEndpoint(service, region, domain string) string {
 	if domain == "" {
 		domain = DefaultDomain
 		if strings.HasPrefix(region, "eu-west-1") {
-			domain = europeDomain
+			domain = EuropeDomain
 		}
 	}
 	return "https://" + service + "." + region + "." + domain
