@@ -191,7 +191,7 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 	}
 	if p.Format != FormatZVHD2 || p.choice.asIs {
 		p.Parts, err = obs.NewPlan(p.Disk.Size(), obsExtents(ctx, p.Disk), obs.PlanOptions{
-			BlockSize: max(p.Layout.BlockSize, convert.Grain), // a scanner reads no smaller units
+			BlockSize: convert.Grain, // a scanner reads no smaller units
 			PartSize:  r.PartSize,
 			Workers:   r.Workers,
 			ZeroCopy:  r.ZeroCopy,

@@ -39,8 +39,10 @@ type UploadResult struct {
 
 	PartsSent   int `json:"parts_sent"`
 	PartsCopied int `json:"parts_copied"`
-	Requests    int `json:"requests"`
-	Retries     int `json:"retries"`
+	// PartsComposed were made of pieces, some sent and some copied.
+	PartsComposed int `json:"parts_composed,omitempty"`
+	Requests      int `json:"requests"`
+	Retries       int `json:"retries"`
 
 	Bitmap *BitmapResult `json:"bitmap,omitempty"` // of RAW
 
@@ -239,27 +241,28 @@ func (r *run) result(up *obs.UploadResult, stats convert.ScanStats) *UploadResul
 		r.warn("left in the bucket: " + strings.Join(up.Left, ", "))
 	}
 	return &UploadResult{
-		Bucket:      r.plan.Request.Bucket,
-		Key:         r.plan.Request.Key,
-		Format:      r.plan.Format,
-		ETag:        up.ETag,
-		VirtualSize: r.plan.Source.VirtualSize,
-		ObjectSize:  up.Size,
-		DataBytes:   stats.DataBytes,
-		BytesRead:   stats.BytesRead,
-		BytesSent:   up.BytesSent,
-		BytesCopied: up.BytesCopied,
-		PartsSent:   up.PartsSent,
-		PartsCopied: up.PartsCopied,
-		Requests:    up.Requests,
-		Retries:     up.Retries,
+		Bucket:        r.plan.Request.Bucket,
+		Key:           r.plan.Request.Key,
+		Format:        r.plan.Format,
+		ETag:          up.ETag,
+		VirtualSize:   r.plan.Source.VirtualSize,
+		ObjectSize:    up.Size,
+		DataBytes:     stats.DataBytes,
+		BytesRead:     stats.BytesRead,
+		BytesSent:     up.BytesSent,
+		BytesCopied:   up.BytesCopied,
+		PartsSent:     up.PartsSent,
+		PartsCopied:   up.PartsCopied,
+		PartsComposed: up.PartsComposed,
+		Requests:      up.Requests,
+		Retries:       up.Retries,
 	}
 }
 
 // sendRAW sends the disk's bytes where they belong and copies zeros on the server.
 func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 	p := r.plan
-	blocks, err := bitmap.NewMap(p.Disk.Size(), cmp.Or(p.Layout.BlockSize, p.Parts.BlockSize))
+	blocks, err := bitmap.NewMap(p.Disk.Size(), cmp.Or(p.Layout.BlockSize, convert.DefaultBlock))
 	if err != nil {
 		return nil, err
 	}
