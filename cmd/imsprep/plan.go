@@ -34,7 +34,7 @@ type planTarget struct {
 
 type planPartsDetails struct {
 	PartSize  int64 `json:"part_size"`  // bytes, of data parts
-	BlockSize int64 `json:"block_size"` // bytes, of the bitmap
+	BlockSize int64 `json:"block_size"` // bytes; divides the parts' offsets
 	Parallel  int   `json:"parallel"`
 }
 
@@ -47,6 +47,15 @@ type planImage struct {
 	ImportPath pipeline.Path `json:"import_path"`
 	Why        string        `json:"why"`
 	Direct     bool          `json:"direct,omitempty"` // the file goes through the image service, not a bucket
+}
+
+// partCounts tells how the parts come to the server.
+func partCounts(u *obs.PlanSummary) string {
+	s := fmt.Sprintf("%d: %d sent, %d copied", u.Parts, u.SendParts, u.CopyParts)
+	if u.ComposedParts > 0 {
+		s += fmt.Sprintf(", %d composed of pieces (%s copied once more)", u.ComposedParts, size(u.ComposedBytes))
+	}
+	return s
 }
 
 // printPlan shows what an import or upload would do.
@@ -98,9 +107,10 @@ func (a *app) printPlan(p *pipeline.Plan) error {
 	}
 	if u := r.Upload; u != nil {
 		fields = append(fields,
-			field{"to send", fmt.Sprintf("at most %s in %d parts of up to %s, %d at a time", size(u.BytesToSend), u.SendParts,
-				size(r.Details.PartSize), r.Details.Parallel)},
-			field{"to copy", fmt.Sprintf("%s in %d parts, zeros made on the server", size(u.BytesToCopy), u.CopyParts)},
+			field{"data / floor / sent", fmt.Sprintf("%s / %s / %s", size(u.DataBytes), size(u.FloorBytes), size(u.PartBytes))},
+			field{"to send", fmt.Sprintf("at most %s, in parts of up to %s, %d at a time", size(u.BytesToSend), size(r.Details.PartSize), r.Details.Parallel)},
+			field{"to copy", fmt.Sprintf("%s of zeros made on the server", size(u.BytesToCopy))},
+			field{"parts", partCounts(u)},
 			field{"requests", fmt.Sprintf("about %d", u.Requests)},
 			field{"memory", fmt.Sprintf("%s in part buffers", size(u.Memory))},
 		)
