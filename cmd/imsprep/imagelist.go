@@ -6,8 +6,10 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -40,6 +42,28 @@ func (a *app) imageListCommand() *cobra.Command {
   imsprep image list --created-after 2026-01-02T03:04:05Z --sort name
   imsprep image list --status killed -q | xargs -r imsprep image delete`, cobra.NoArgs,
 		func(ctx context.Context, client *ims.Client, _ []string) error {
+			for _, c := range []struct {
+				flag, value string
+				allowed     []string
+			}{
+				{"type", kind, imageTypes}, {"status", f.Status, imageStatuses}, {"os-type", f.OSType, []string{"Linux", "Windows", "Other"}},
+				{"os-bit", f.OSBit, []string{"32", "64"}}, {"architecture", f.Architecture, []string{"x86", "arm"}},
+				{"env", f.VirtualEnvType, environments}, {"member-status", f.MemberStatus, []string{"pending", "accepted", "rejected"}},
+				{"sort", f.SortKey, sortKeys}, {"order", f.SortDir, []string{"asc", "desc"}},
+			} {
+				if c.value != "" && !slices.Contains(c.allowed, c.value) {
+					return usagef("--%s %q: it is one of %s", c.flag, c.value, strings.Join(c.allowed, ", "))
+				}
+			}
+			for flag, t := range map[string]*string{"created-after": &createdAfter, "created-before": &createdUpTo, "updated-after": &updatedAfter} {
+				if *t != "" {
+					moment, err := parseMoment(*t)
+					if err != nil {
+						return usagef("--%s %w", flag, err)
+					}
+					*t = moment
+				}
+			}
 			f.ImageType = map[string]string{"public": "gold", "all": ""}[kind]
 			if kind != "public" && kind != "all" {
 				f.ImageType = kind
@@ -105,9 +129,9 @@ func (a *app) imageListCommand() *cobra.Command {
 	fl.StringVar(&f.KMSKey, "kms-key", "", "encrypted with this key")
 	fl.StringVar(&f.MemberStatus, "member-status", "", "images shared with this project: pending, accepted, rejected (with --type shared)")
 	fl.StringVar(&tag, "tag", "", "images with this tag, KEY=VALUE")
-	fl.StringVar(&createdAfter, "created-after", "", "UTC, such as 2026-01-02T03:04:05Z")
-	fl.StringVar(&createdUpTo, "created-before", "", "UTC, such as 2026-01-02T03:04:05Z")
-	fl.StringVar(&updatedAfter, "updated-after", "", "UTC, such as 2026-01-02T03:04:05Z")
+	fl.StringVar(&createdAfter, "created-after", "", "UTC, such as 2026-01-02 or 2026-01-02T03:04:05Z")
+	fl.StringVar(&createdUpTo, "created-before", "", "UTC, such as 2026-01-02 or 2026-01-02T03:04:05Z")
+	fl.StringVar(&updatedAfter, "updated-after", "", "UTC, such as 2026-01-02 or 2026-01-02T03:04:05Z")
 	fl.StringVar(&f.SortKey, "sort", "", "name, status, size, created_at, id, disk_format, container_format")
 	fl.StringVar(&f.SortDir, "order", "", "asc, desc")
 	fl.StringVar(&f.Marker, "after", "", "begin behind the image of this id")
@@ -116,6 +140,25 @@ func (a *app) imageListCommand() *cobra.Command {
 	fl.BoolVar(&native, "native", false, "by the OpenStack call")
 	fl.BoolVar(&v11, "v1.1", false, "by the abandoned version 1.1, for old installations; with --name, --status, --disk-format")
 	return cmd
+}
+
+// What the service's list can be restricted to.
+var (
+	imageTypes    = []string{"private", "shared", "public", "market", "all"}
+	imageStatuses = []string{"queued", "saving", "active", "killed", "deleted"}
+	environments  = []string{"FusionCompute", "Ironic", "DataImage", "IsoImage"}
+	sortKeys      = []string{"name", "container_format", "disk_format", "status", "id", "size", "created_at"}
+)
+
+// parseMoment reads a time on the command line, of UTC unless it says another zone, and writes it as the
+// service wants it.
+func parseMoment(s string) (string, error) {
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", time.DateTime, "2006-01-02T15:04", "2006-01-02 15:04", time.DateOnly} {
+		if t, err := time.Parse(layout, s); err == nil {
+			return t.UTC().Format("2006-01-02T15:04:05Z"), nil
+		}
+	}
+	return "", fmt.Errorf("%q: it is a time of UTC, such as 2026-01-02, 2026-01-02T03:04:05Z or 2026-01-02T05:04:05+02:00", s)
 }
 
 func imageRow(i ims.Image) []string {

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,6 +44,12 @@ func (a *app) jobShowCommand() *cobra.Command {
 			}
 			if a.flags.json {
 				return a.printJSON(job)
+			}
+			if a.flags.quiet {
+				if len(job.ImageIDs) > 0 {
+					_, err = fmt.Fprintln(a.out, strings.Join(job.ImageIDs, "\n"))
+				}
+				return err
 			}
 			percent := ""
 			if job.Progress >= 0 {

@@ -73,7 +73,12 @@ type Problem struct {
 }
 
 func (p Problem) String() string {
-	return fmt.Sprintf("%s %q: %s", p.Field, cleanText(p.Value, 200), p.Rule)
+	// Quoted as it is, since blanks at its ends may be what is wrong.
+	value := p.Value
+	if runes := []rune(value); len(runes) > 200 {
+		value = string(runes[:200]) + "…"
+	}
+	return fmt.Sprintf("%s %q: %s", p.Field, value, p.Rule)
 }
 
 // ValidationError lists everything that is wrong with a request; nothing was sent.
