@@ -164,6 +164,7 @@ func (a *app) followJob(ctx context.Context, client *ims.Client, s started, f *j
 	}
 	o := waitOptions(f.timeout, f.poll)
 	o.OnUpdate = func(j *ims.Job) { event(pipeline.StateProgress, int64(max(j.Progress, 0)*100), string(j.Status)) }
+	o.OnImage = func(i *ims.Image) { event(pipeline.StateProgress, 100, "image "+i.Status) }
 	o.OnError = func(err error) { event(pipeline.StateWarning, 0, err.Error()) }
 	event(pipeline.StateStart, 0, first(s.JobID, s.ImageID))
 	job := &ims.Job{ImageID: s.ImageID, Status: ims.JobSuccess}
