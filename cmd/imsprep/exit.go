@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"syscall"
 	"time"
 
 	"github.com/imsprep/imsprep/convert"
@@ -50,10 +52,14 @@ func exitCode(err error) int {
 		lost        *ims.LostAnswerError
 		obsErr      *obs.Error
 		imsErr      *ims.Error
+		doctor      *doctorError
+		endpoint    *pipeline.EndpointError
 	)
 	switch {
 	case err == nil:
 		return exitDone
+	case errors.As(err, &doctor):
+		return doctor.code
 	case errors.As(err, &interrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &unclear), errors.As(err, &lost):
@@ -69,14 +75,25 @@ func exitCode(err error) int {
 		return exitAuth
 	case errors.As(err, &refused):
 		return exitRefused
+	case errors.As(err, &endpoint):
+		if endpoint.Transient() {
+			return exitTransient
+		}
+		return exitUsage
 	case errors.As(err, &obsErr):
 		switch obsErr.Kind {
 		case obs.KindAuth, obs.KindClock:
 			return exitAuth
 		case obs.KindTransient:
 			return exitTransient
+		case obs.KindRegion:
+			return exitUsage
 		case obs.KindInvalid:
 			if obsErr.Status == 0 { // refused here, for what the command line says
+				return exitUsage
+			}
+		case obs.KindNotFound:
+			if obsErr.Code == "NoSuchBucket" {
 				return exitUsage
 			}
 		}
@@ -87,6 +104,9 @@ func exitCode(err error) int {
 		case ims.KindTransient, ims.KindThrottled:
 			return exitTransient
 		}
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		// A file or folder that the command line, the environment or the configuration names.
+		return exitUsage
 	}
 	return exitError
 }

@@ -85,7 +85,7 @@ No temporary disk is written.`,
 		&cobra.Group{ID: groupLocal, Title: "On this machine:"},
 	)
 	root.AddCommand(
-		a.importCommand(), a.uploadCommand(), a.jobCommand(), a.imageCommand(), a.cleanupCommand(),
+		a.importCommand(), a.uploadCommand(), a.jobCommand(), a.imageCommand(), a.cleanupCommand(), a.doctorCommand(),
 		a.convertCommand(), a.infoCommand(), a.mapCommand(), a.bitmapCommand(),
 		a.versionCommand(),
 	)

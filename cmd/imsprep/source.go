@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -43,6 +44,9 @@ func (s *sourceFlags) add(cmd *cobra.Command) {
 func (s *sourceFlags) options() (convert.OpenOptions, error) {
 	if len(s.backingDirs) > 0 && !s.backing {
 		return convert.OpenOptions{}, usagef("--backing-dir has a meaning only with --allow-backing")
+	}
+	if s.format != "" && !slices.Contains(convert.FormatNames(), s.format) {
+		return convert.OpenOptions{}, usagef("--format-in %q: it is one of %s", s.format, strings.Join(convert.FormatNames(), ", "))
 	}
 	if s.vhdSize != "" && s.vhdSize != convert.VHDSizeCurrent && s.vhdSize != convert.VHDSizeGeometry {
 		return convert.OpenOptions{}, usagef("--vhd-size %q: it is %s or %s", s.vhdSize, convert.VHDSizeCurrent, convert.VHDSizeGeometry)

@@ -156,3 +156,6 @@ func (c *Client) unmake(ctx context.Context, m *multipart, keys ...string) []str
 	slices.Sort(left)
 	return left
 }
+
+// PathStyle tells whether buckets are addressed in the path instead of as part of the host's name.
+func (c *Client) PathStyle() bool { return c.path }

@@ -273,16 +273,19 @@ func (i *Importer) checkObject(ctx context.Context, p *Plan) error {
 		return &CheckError{
 			What:   fmt.Sprintf("the bucket %q is in region %q, not in %q", bucket, info.Region, i.Region),
 			Remedy: "The service imports only from its own region: use a bucket there, or another --region.",
+			Usage:  true,
 		}
 	case info.ParallelFileSystem:
 		return &CheckError{
 			What:   fmt.Sprintf("%q is a parallel file system, not an object bucket", bucket),
 			Remedy: "Use an ordinary bucket of class Standard.",
+			Usage:  true,
 		}
 	case info.StorageClass != "" && !strings.EqualFold(info.StorageClass, "STANDARD"):
 		return &CheckError{
 			What:   fmt.Sprintf("the bucket %q has the storage class %s", bucket, info.StorageClass),
 			Remedy: "The service imports only from buckets of class Standard.",
+			Usage:  true,
 		}
 	}
 	if p.Request.Overwrite {
