@@ -34,7 +34,7 @@ func TestPaths(t *testing.T) {
 		{path: pipeline.PathCommon, format: pipeline.FormatZVHD2, want: pipeline.PathCommon},
 		{path: pipeline.PathNative, format: pipeline.FormatZVHD2, want: pipeline.PathNative},
 	} {
-		cloud := start(t, imstest.Options{})
+		cloud := start(t, imstest.Options{HashLimit: 64 << 20}) // a ZVHD2 shows a whole GiB
 		r := cloud.request(source)
 		r.Key, r.ImportPath, r.Extras, r.Format = "", c.path, c.extras, c.format
 		if c.dataDisk {
