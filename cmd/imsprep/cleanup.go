@@ -17,6 +17,7 @@ type cleanupFlags struct {
 	bucket, prefix         string
 	olderThan              time.Duration
 	keptObjects, resumable bool
+	stateDir               string
 	yes                    bool
 }
 
@@ -55,6 +56,7 @@ with --kept-objects, and what the same command would resume only with --resumabl
 	fl.DurationVar(&f.olderThan, "older-than", 24*time.Hour, "leave alone what changed more recently")
 	fl.BoolVar(&f.keptObjects, "kept-objects", false, "also disks that were uploaded and kept, with their bitmaps")
 	fl.BoolVar(&f.resumable, "resumable", false, "also what the same command would resume")
+	fl.StringVar(&f.stateDir, "state-dir", "", "folder of the journals (environment: IMSPREP_STATE_DIR)")
 	fl.BoolVar(&f.yes, "yes", false, "remove it")
 	return cmd
 }
@@ -80,7 +82,7 @@ func (a *app) runCleanup(ctx context.Context, f *cleanupFlags) error {
 	}
 	c := pipeline.Cleanup{
 		Bucket: first(f.bucket, s.bucket), Prefix: f.prefix, OlderThan: f.olderThan,
-		KeptObjects: f.keptObjects, Resumable: f.resumable,
+		KeptObjects: f.keptObjects, Resumable: f.resumable, StateDir: a.stateDir(f.stateDir),
 	}
 	switch {
 	case c.Bucket == "":

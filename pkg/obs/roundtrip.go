@@ -157,5 +157,8 @@ func (c *Client) unmake(ctx context.Context, m *multipart, keys ...string) []str
 	return left
 }
 
+// Endpoint is the scheme and host of the store, without a bucket.
+func (c *Client) Endpoint() string { return c.endpoint.String() }
+
 // PathStyle tells whether buckets are addressed in the path instead of as part of the host's name.
 func (c *Client) PathStyle() bool { return c.path }

@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -74,7 +76,7 @@ func (l *Leftover) Name() string {
 	return "obs://" + l.Bucket + "/" + l.Key
 }
 
-// Cleanup says what to look for. Without a Bucket only journals are looked at.
+// Cleanup says what to look for.
 type Cleanup struct {
 	Bucket string
 	Prefix string // of keys
@@ -82,6 +84,8 @@ type Cleanup struct {
 	OlderThan time.Duration
 	// KeptObjects takes disks that were uploaded and kept as leftovers, too.
 	KeptObjects bool
+	// StateDir is the folder of the journals; "" for none.
+	StateDir string
 	// Resumable takes what the same command would go on with as leftovers, too.
 	Resumable bool
 	// Now, if not zero, is taken for the store's clock.
@@ -101,17 +105,16 @@ type leftoverSearch struct {
 	Cleanup
 	found   Leftovers
 	uploads []*Leftover
-	objects map[string]obs.ListedObject
+	// journals are those of this bucket, by the key of their disk.
+	journals map[string][]JournalInfo
+	objects  map[string]obs.ListedObject
 }
 
 // FindLeftovers looks for what runs have left. It changes nothing. Of objects only those are taken that
 // carry this program's mark; whose an unfinished upload is can't be told from outside, so those are
 // taken whose key is one that this program uses.
 func (i *Importer) FindLeftovers(ctx context.Context, c Cleanup) (*Leftovers, error) {
-	s := &leftoverSearch{Importer: i, Cleanup: c, objects: map[string]obs.ListedObject{}}
-	if c.Bucket == "" {
-		return &s.found, nil
-	}
+	s := &leftoverSearch{Importer: i, Cleanup: c, objects: map[string]obs.ListedObject{}, journals: map[string][]JournalInfo{}}
 	info, err := i.OBS.CheckBucket(ctx, c.Bucket)
 	if err != nil {
 		return nil, err
@@ -122,21 +125,29 @@ func (i *Importer) FindLeftovers(ctx context.Context, c Cleanup) (*Leftovers, er
 			s.Now = time.Now()
 		}
 	}
+	// First of all: what a run begins while the bucket is looked at is young.
+	broken, err := s.readJournals()
+	if err != nil {
+		return nil, err
+	}
 	if err := s.findUploads(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.findObjects(ctx); err != nil {
 		return nil, err
 	}
+	s.findJournals(broken)
 	slices.SortStableFunc(s.found.List, func(a, b *Leftover) int {
-		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.UploadID, b.UploadID))
+		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.UploadID, b.UploadID), cmp.Compare(a.Path, b.Path))
 	})
 	return &s.found, nil
 }
 
 // add takes a leftover into the list, or notes why it is left alone.
 func (s *leftoverSearch) add(l *Leftover) {
-	l.Bucket = s.Bucket
+	if l.Key != "" {
+		l.Bucket = s.Bucket
+	}
 	age := max(0, s.Now.Sub(l.Changed))
 	l.Seconds = int64(age / time.Second)
 	if l.Keep == "" && age < s.OlderThan {
@@ -172,7 +183,10 @@ func (s *leftoverSearch) findUploads(ctx context.Context) error {
 		return err
 	}
 	for _, u := range list {
-		_, kind, helper := helperOf(u.Key)
+		disk, kind, helper := helperOf(u.Key)
+		if !helper {
+			disk = u.Key
+		}
 		under := strings.HasPrefix(u.Key, s.Prefix)
 		if !helper && !isDiskKey(u.Key) {
 			if under {
@@ -197,6 +211,7 @@ func (s *leftoverSearch) findUploads(ctx context.Context) error {
 		if helper {
 			l.Why = helperWhy[kind] + ", not finished"
 		}
+		s.keepForJournal(l, disk)
 		s.uploads = append(s.uploads, l)
 		if under {
 			s.add(l)
@@ -244,6 +259,7 @@ func (s *leftoverSearch) findObjects(ctx context.Context) error {
 			if use := s.lastUse(disk, kind); use.After(l.Changed) {
 				l.Changed = use
 			}
+			s.keepForJournal(l, disk)
 		case isAccount:
 			if s.known(account) {
 				continue
@@ -263,6 +279,7 @@ func (s *leftoverSearch) findObjects(ctx context.Context) error {
 					l.Size += o.Size
 				}
 			}
+			s.keepForJournal(l, key)
 		default:
 			continue
 		}
@@ -305,6 +322,92 @@ func (s *leftoverSearch) findObjects(ctx context.Context) error {
 func (s *leftoverSearch) known(key string) bool {
 	_, ok := s.objects[key]
 	return ok || !s.lastUse(key, "").IsZero()
+}
+
+// readJournals takes up the journals of the bucket, and returns those that can't be understood.
+func (s *leftoverSearch) readJournals() (broken []JournalInfo, err error) {
+	if s.StateDir == "" {
+		return nil, nil
+	}
+	list, err := Journals(s.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	for _, j := range list {
+		switch {
+		case j.Problem != "":
+			broken = append(broken, j)
+		case j.Bucket == s.Bucket && j.Endpoint == s.OBS.Endpoint():
+			s.journals[j.Key] = append(s.journals[j.Key], j)
+		}
+	}
+	return broken, nil
+}
+
+// keepForJournal leaves alone what a run is at work on, what can be resumed, and what the image service
+// may be reading.
+func (s *leftoverSearch) keepForJournal(l *Leftover, disk string) {
+	for _, j := range s.journals[disk] {
+		switch {
+		case l.Kind == LeftoverUpload && l.Key == disk && j.UploadID != l.UploadID:
+			continue // another upload of the same key
+		case j.Busy:
+			l.Keep = "a run is at work on it"
+		case s.Resumable:
+			continue
+		case j.JobID != "":
+			l.Keep = "the image service may be reading it (job " + j.JobID + "); the same command goes on with it"
+		default:
+			l.Keep = "the same command as before resumes it (of " + j.Source + ")"
+		}
+		if l.RunID == "" {
+			l.RunID = j.RunID
+		}
+		return
+	}
+}
+
+// findJournals adds journals whose upload is gone or goes, and those that nobody can use.
+func (s *leftoverSearch) findJournals(broken []JournalInfo) {
+	for _, j := range broken {
+		l := &Leftover{Kind: LeftoverJournal, Path: j.Path, Why: "a journal that can't be used: " + j.Problem}
+		if fi, err := os.Lstat(j.Path); err == nil {
+			l.Changed, l.Size = fi.ModTime(), fi.Size()
+		}
+		s.addJournal(l, j)
+	}
+	for key, list := range s.journals {
+		if !strings.HasPrefix(key, s.Prefix) {
+			continue
+		}
+		for _, j := range list {
+			l := &Leftover{Kind: LeftoverJournal, Path: j.Path, Key: key, RunID: j.RunID, Changed: j.Written,
+				Why: "a journal whose upload is gone, of " + j.Source}
+			if fi, err := os.Lstat(j.Path); err == nil {
+				l.Size = fi.Size()
+			}
+			alive := j.JobID != ""
+			for _, u := range s.uploads {
+				alive = alive || u.UploadID == j.UploadID && u.Key == key
+			}
+			if alive {
+				l.Why = "a journal, of " + j.Source
+				s.keepForJournal(l, key)
+			}
+			s.addJournal(l, j)
+		}
+	}
+}
+
+// addJournal is add for what lies on this machine, whose clock made the times.
+func (s *leftoverSearch) addJournal(l *Leftover, j JournalInfo) {
+	if j.Busy {
+		l.Keep = "a run is at work on it"
+	}
+	now := s.Now
+	s.Now = time.Now()
+	s.add(l)
+	s.Now = now
 }
 
 // cleanupWorkers is how many leftovers are looked at or removed at a time.
@@ -378,7 +481,14 @@ func (i *Importer) RemoveLeftovers(ctx context.Context, found *Leftovers, done f
 }
 
 func (i *Importer) removeLeftover(ctx context.Context, l *Leftover) error {
-	if l.Kind == LeftoverUpload {
+	switch l.Kind {
+	case LeftoverJournal:
+		if err := RemoveJournal(l.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		l.Removed = true
+		return nil
+	case LeftoverUpload:
 		if err := i.OBS.AbortUpload(ctx, l.Bucket, l.Key, l.UploadID); err != nil {
 			return err
 		}

@@ -4,8 +4,12 @@ package pipeline_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -209,5 +213,94 @@ func TestRemoveLeftoversInTrouble(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// writeJournal writes what a run would have remembered of an upload.
+func writeJournal(t *testing.T, dir, name, endpoint, key, uploadID, jobID string, written time.Time) string {
+	t.Helper()
+	state := fmt.Sprintf(`{"written":%q,"path":"/disks/%s","target":{"endpoint":%q,"bucket":%q,"key":%q},"run_id":"run-j",`+
+		`"upload":{"bucket":%[4]q,"key":%[5]q,"upload_id":%q,"run_id":"run-j"},"import":{"job_id":%q}}`,
+		written.UTC().Format(time.RFC3339), name, endpoint, obstest.Bucket, key, uploadID, jobID)
+	sum := sha256.Sum256([]byte(state))
+	path := filepath.Join(dir, name+".json")
+	if err := os.WriteFile(path, fmt.Appendf(nil, `{"imsprep_journal":1,"sha256":"%x","state":%s}`, sum, state), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestLeftoversWithJournals: what can be resumed, what a run is at work on and what the service may read
+// is left alone, and so are journals of other places.
+func TestLeftoversWithJournals(t *testing.T) {
+	c, stop := newCloud(t, obstest.Options{}, imstest.Options{})
+	defer stop()
+	dir := t.TempDir()
+	old := time.Now().Add(-72 * time.Hour)
+	content, err := obstest.NewContent(strings.NewReader("something"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]string{}
+	for _, key := range []string{"resume.raw", "busy.raw", "unknown.raw"} {
+		ids[key] = c.store.AddUpload(obstest.Bucket, key, content)
+		c.store.Backdate(obstest.Bucket, key, 72*time.Hour, true)
+	}
+	for _, key := range []string{"resume.raw.imsprep-zero-run-j-0", "imported.zvhd2"} {
+		c.store.PutObject(obstest.Bucket, key, &obstest.Object{Content: content, ETag: key, Modified: old,
+			Metadata: map[string]string{obs.RunIDMetadata: "run-j"}})
+	}
+	url := c.OBS.Endpoint()
+	writeJournal(t, dir, "resume", url, "resume.raw", ids["resume.raw"], "", old)
+	busy := writeJournal(t, dir, "busy", url, "busy.raw", ids["busy.raw"], "", old)
+	writeJournal(t, dir, "imported", url, "imported.zvhd2", "done", "job-1", old)
+	writeJournal(t, dir, "gone", url, "gone.raw", "no-such-upload", "", old)
+	elsewhere := writeJournal(t, dir, "elsewhere", "https://obs.example.com", "a.raw", "no-such-upload", "", old)
+	damaged := filepath.Join(dir, "damaged.json")
+	if err := os.WriteFile(damaged, []byte(`{"imsprep_journal":1,`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(damaged, old, old); err != nil {
+		t.Fatal(err)
+	}
+	release, err := pipeline.HoldJournal(busy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+
+	want := pipeline.Cleanup{Bucket: obstest.Bucket, OlderThan: 24 * time.Hour, KeptObjects: true, StateDir: dir}
+	check := func(name string, wantGone, wantKept []string) *pipeline.Leftovers {
+		t.Helper()
+		found, err := c.FindLeftovers(t.Context(), want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone, kept := outcome(found)
+		for _, l := range [][]string{gone, kept, wantGone, wantKept} {
+			slices.Sort(l)
+		}
+		if !slices.Equal(gone, wantGone) || !slices.Equal(kept, wantKept) {
+			t.Errorf("%s: to go\n %q\nwant\n %q\nto stay\n %q\nwant\n %q", name, gone, wantGone, kept, wantKept)
+		}
+		return found
+	}
+	check("as it is", []string{"upload unknown.raw", "journal gone.raw", "journal "}, []string{
+		"upload resume.raw", "zeros resume.raw.imsprep-zero-run-j-0", "journal resume.raw", "upload busy.raw", "journal busy.raw",
+		"object imported.zvhd2", "journal imported.zvhd2",
+	})
+	want.Resumable = true
+	found := check("resumable", []string{"upload unknown.raw", "journal gone.raw", "journal ", "upload resume.raw",
+		"zeros resume.raw.imsprep-zero-run-j-0", "journal resume.raw", "object imported.zvhd2", "journal imported.zvhd2",
+	}, []string{"upload busy.raw", "journal busy.raw"})
+	if err := c.RemoveLeftovers(t.Context(), found, nil); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil || !slices.Equal(left, []string{busy, elsewhere}) {
+		t.Errorf("journals left: %q, %v", left, err)
+	}
+	if u, k := c.store.Uploads(), c.store.Keys(obstest.Bucket); !slices.Equal(u, []string{"busy.raw"}) || len(k) > 0 {
+		t.Errorf("left are uploads %q, objects %q", u, k)
 	}
 }
