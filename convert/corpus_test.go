@@ -389,6 +389,10 @@ func compareWithQEMU(t *testing.T, img string) {
 // writePatterned writes a disk with runs of zeros, of text and of noise of many lengths.
 func writePatterned(t *testing.T, path string, size int) {
 	t.Helper()
+	write(t, path, patternedDisk(size))
+}
+
+func patternedDisk(size int) []byte {
 	disk := make([]byte, size)
 	x := uint64(88172645463325252)
 	next := func(n uint64) int {
@@ -413,5 +417,5 @@ func writePatterned(t *testing.T, path string, size int) {
 		}
 		off += n
 	}
-	write(t, path, disk)
+	return disk
 }

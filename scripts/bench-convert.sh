@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Compares `imsprep convert` with `qemu-img convert` on QCOW2 disks of one content: plain, zlib and zstd.
+# Compares `imsprep convert` with `qemu-img convert` on disks of one content in several formats.
 # The two take turns; printed are the medians of wall and CPU seconds and their ratio. Machines differ
 # and drift: only the ratios mean something.
 #
-# usage: scripts/bench-convert.sh [MIB-OF-DATA [RUNS]]      after `make build` (default: 1024, 5)
+# usage: scripts/bench-convert.sh [MIB-OF-DATA [RUNS [DISK...]]]      after `make build` (default: 1024, 5, all)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mib=${1:-1024} runs=${2:-5}
+disks=("${@:3}")
+((${#disks[@]})) || disks=(plain.qcow2 zlib.qcow2 zstd.qcow2 dynamic.vpc dynamic.vhdx dynamic.vdi sparse.vmdk stream.vmdk)
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 
@@ -20,9 +22,16 @@ for ((i = 0; i < mib / 8; i++)); do
 	head -c $((4 << 20)) /dev/urandom
 done >"$dir/disk.raw"
 truncate -s $((mib * 2))M "$dir/disk.raw"
-qemu-img convert -f raw -O qcow2 "$dir/disk.raw" "$dir/plain.qcow2"
-qemu-img convert -f raw -O qcow2 -c -o compression_type=zlib "$dir/disk.raw" "$dir/zlib.qcow2"
-qemu-img convert -f raw -O qcow2 -c -o compression_type=zstd "$dir/disk.raw" "$dir/zstd.qcow2"
+for disk in "${disks[@]}"; do
+	case $disk in
+	zlib.*) options=(-c -o compression_type=zlib) ;;
+	zstd.*) options=(-c -o compression_type=zstd) ;;
+	stream.*) options=(-o subformat=streamOptimized) ;;
+	*.vpc) options=(-o force_size=on) ;; # or the size is one that a geometry can state
+	*) options=() ;;
+	esac
+	qemu-img convert -f raw -O "${disk##*.}" "${options[@]}" "$dir/disk.raw" "$dir/$disk"
+done
 rm "$dir/disk.raw"
 
 # run FILE COMMAND...: appends "wall cpu" to FILE.
@@ -35,14 +44,14 @@ run() {
 }
 median() { cut -d ' ' -f "$2" "$1" | sort -n | sed -n "$(((runs + 1) / 2))p"; }
 
-printf '%-6s %22s %22s %22s\n' disk 'imsprep wall/cpu s' 'qemu-img wall/cpu s' 'ratio wall/cpu'
-for disk in plain zlib zstd; do
+printf '%-13s %22s %22s %22s\n' disk 'imsprep wall/cpu s' 'qemu-img wall/cpu s' 'ratio wall/cpu'
+for disk in "${disks[@]}"; do
 	for ((i = 0; i < runs; i++)); do
-		run "$dir/$disk.ours" bin/imsprep convert -q --bitmap none "$dir/$disk.qcow2" "$dir/out.raw"
-		run "$dir/$disk.qemu" qemu-img convert -f qcow2 -O raw "$dir/$disk.qcow2" "$dir/out.raw"
+		run "$dir/$disk.ours" bin/imsprep convert -q --bitmap none "$dir/$disk" "$dir/out.raw"
+		run "$dir/$disk.qemu" qemu-img convert -f "${disk##*.}" -O raw "$dir/$disk" "$dir/out.raw"
 	done
 	a=$(median "$dir/$disk.ours" 1) b=$(median "$dir/$disk.ours" 2)
 	c=$(median "$dir/$disk.qemu" 1) d=$(median "$dir/$disk.qemu" 2)
 	awk -v disk="$disk" -v a="$a" -v b="$b" -v c="$c" -v d="$d" \
-		'BEGIN { printf "%-6s %11.2f /%9.2f %11.2f /%9.2f %11.2f /%9.2f\n", disk, a, b, c, d, a / c, b / d }'
+		'BEGIN { printf "%-13s %11.2f /%9.2f %11.2f /%9.2f %11.2f /%9.2f\n", disk, a, b, c, d, a / c, b / d }'
 done
