@@ -172,6 +172,11 @@ func (w *world) record(rw http.ResponseWriter, r *http.Request) {
 			w.t.Errorf("%s %s: the body isn't JSON: %v", r.Method, r.URL.Path, err)
 		}
 	}
+	if r.Header.Get("Authorization") != "" {
+		if why := checkSignature(r, string(body)); why != "" {
+			w.t.Errorf("%s %s: %s", r.Method, r.URL, why)
+		}
+	}
 	w.mu.Lock()
 	w.seen = append(w.seen, seen)
 	w.mu.Unlock()
