@@ -20,6 +20,7 @@ import (
 // uploadFlags are the flags of commands that send a disk to a bucket.
 type uploadFlags struct {
 	zeroCopy          string
+	keepZeros         bool
 	partSize          byteSize
 	workers           int
 	overwrite         bool
@@ -35,6 +36,7 @@ type uploadFlags struct {
 func (u *uploadFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&u.zeroCopy, "zero-copy", "auto", "make zero parts by copying on the server: auto, on, off")
+	f.BoolVar(&u.keepZeros, "keep-zeros", false, "leave the object of zeros that is copied from in the bucket, under imsprep-zeros/, for the next uploads")
 	f.Var(&u.partSize, "part-size", "size of a data part, such as 16MiB (default: the smallest that fits 10,000 parts, from 16MiB)")
 	f.IntVar(&u.workers, "parallel", 0, "parts in flight (default: what fits 256 MiB of memory, 4 at most)")
 	f.BoolVar(&u.overwrite, "overwrite", false, "replace an object of the same key")
@@ -84,6 +86,7 @@ func (u *uploadFlags) apply(a *app, r *pipeline.Request) (err error) {
 		return usagef("--compression-level %d: it is 1 to 22", u.level)
 	}
 	r.CompressionLevel = u.level
+	r.KeepZeros = u.keepZeros
 	r.ZeroCopy, r.PartSize, r.Workers = mode, int64(u.partSize), u.workers
 	r.Overwrite, r.AcceptUnconfirmed = u.overwrite, u.acceptUnconfirmed
 	r.Layout, err = a.lookupLayout(u.layout)

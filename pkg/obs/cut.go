@@ -25,11 +25,11 @@ type rules struct {
 	compose int64
 }
 
-// requestBytes is the price of a request: what a line of 10 Mbit/s carries in 50 ms. It is also what
-// keeps a plan within 5 % of the floor: a run of zeros is given up for it at most twice (for its own
-// part and for the one more part that is sent), and there are at least MinPartSize bytes sent
-// between two runs.
-const requestBytes = 64 << 10
+// requestBytes is the price of a request: what a line of 80 Mbit/s carries in the time that a request
+// takes when there are four of 50 ms each at a time. It also is the highest that keeps a plan within
+// 5 % of the floor: a run of zeros is given up to save two requests at most, its own and that of one
+// more part to send, and between two runs there are at least MinPartSize bytes that are sent.
+const requestBytes = 128 << 10
 
 // composeBytes: hashing a GiB takes the client about 1.5 s, as long as 16 MiB take on a line of
 // 100 Mbit/s.

@@ -287,7 +287,7 @@ func (p *Plan) Summary() PlanSummary {
 	if p.CopyZeros {
 		levels := zeroLevels(p.ZeroObjectSize)
 		s.BytesToSend += levels[0]
-		s.Requests += 2 // the seed, and its deletion
+		s.Requests += 3 // the look for a shared one, the seed, and its deletion
 		for i := 1; i < len(levels); i++ {
 			s.Requests += zeroLevelRequests + int(ceilDiv(levels[i], levels[i-1]))
 		}

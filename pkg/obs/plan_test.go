@@ -531,7 +531,7 @@ func TestPlanNearFloor(t *testing.T) {
 			}
 		})
 	})
-	// The prices of the store, in units of 64 KiB: what is paid for fewer requests.
+	// The prices of a plan, in units of 64 KiB: what is paid for fewer requests.
 	t.Run("priced", func(t *testing.T) {
 		rapid.Check(t, func(t *rapid.T) {
 			const minPart = MinPartSize / Grain

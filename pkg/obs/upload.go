@@ -33,6 +33,9 @@ type UploadOptions struct {
 	// ZeroCopy overrides the plan's mode; "" is the plan's. Zero parts of a plan that has none to
 	// copy are sent in any mode.
 	ZeroCopy ZeroCopyMode
+	// KeepZeros leaves the zero object in the bucket under SharedZeroKey, for other uploads: each uses the
+	// one that it finds there, if its content is right.
+	KeepZeros bool
 	// Metadata becomes user metadata, names without x-amz-meta-: a-z, 0-9 and hyphens.
 	Metadata map[string]string
 	// ContentType defaults to application/octet-stream.
@@ -141,7 +144,9 @@ type upload struct {
 	plan   *Plan
 	mode   ZeroCopyMode
 	zero   *zeroObject
-	sums   zeroSums
+	// keepZeros: as asked for
+	keepZeros bool
+	sums      zeroSums
 	// noCondition is set when the server does not know x-amz-copy-source-if-match.
 	noCondition atomic.Bool
 }
@@ -165,7 +170,8 @@ func (c *Client) newUpload(o UploadOptions) (*upload, error) {
 	if err := o.ZeroCopy.Validate(); err != nil {
 		return nil, err
 	}
-	u := &upload{multipart: m, source: o.Source, note: o.Note, plan: o.Plan, mode: o.ZeroCopy}
+	u := &upload{multipart: m, source: o.Source, note: o.Note, plan: o.Plan, mode: o.ZeroCopy,
+		keepZeros: o.KeepZeros}
 	setDefault(&u.mode, o.Plan.ZeroCopy)
 	if u.mode == ZeroCopyOff && u.plan.CopyZeros {
 		u.plan = u.plan.withoutCopying()
@@ -383,11 +389,16 @@ func (u *upload) copyPart(ctx context.Context, part Part) error {
 
 // copyFromZeros makes the server copy n zeros to the part of t, making the zero object if there is none.
 func (u *upload) copyFromZeros(ctx context.Context, t target, id string, n int64) (string, error) {
-	from, err := u.zero.ready(ctx, max(n, u.plan.ZeroObjectSize, u.plan.Buffer))
-	if err != nil {
-		return "", err
+	for {
+		from, err := u.zero.ready(ctx, max(n, u.plan.ZeroObjectSize, u.plan.Buffer))
+		if err != nil {
+			return "", err
+		}
+		etag, err := u.copyRange(ctx, t, id, from, n, func() sum { return u.sums.of(n) })
+		if err == nil || ctx.Err() != nil || !mayFallBack(err) || !u.zero.disown(from) {
+			return etag, err
+		}
 	}
-	return u.copyRange(ctx, t, id, from, n, func() sum { return u.sums.of(n) })
 }
 
 // copyRange makes the server copy the first n bytes of an object to a part, and returns the part's
@@ -409,6 +420,9 @@ func (u *upload) copyRange(ctx context.Context, t target, id string, from zeroSo
 			if etag = trimETag(p.ETag); etag == "" {
 				// The server answers 200 before it copies; what failed later is in the body.
 				return &Error{Kind: KindTransient, Code: "CopyWithoutETag", Message: "the server began to copy and failed"}
+			}
+			if from.shared && etag != want().hex() {
+				return &Error{Kind: KindIntegrity, Message: "the shared zero object is not all zeros"}
 			}
 			return u.checkETag(ctx, etag, want())
 		})

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/minio/minio-go/v7"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -50,14 +51,35 @@ type zeroObject struct {
 	mu      sync.Mutex
 	size    int64 // 0 until made
 	source  zeroSource
+	looked  bool  // for a shared one
 	refused error // why zeros can't be copied, nil as long as they can
 	seen    int64 // bytes of data parts that turned out to be zeros
 }
 
 // zeroSource is an object to copy from. Its ETag pins it: what replaced it is not copied.
-type zeroSource struct{ key, etag string }
+type zeroSource struct {
+	key, etag string
+	// shared: we have not made it, so each copy must prove by its MD5 that it is zeros.
+	shared bool
+}
 
-// ready returns the object, making it with size bytes when there is none yet.
+// SharedZeros is what the keys of zero objects begin with that runs leave for each other
+// (UploadOptions.KeepZeros).
+const SharedZeros = "imsprep-zeros/"
+
+// SharedZeroKey is the key of the shared zero object that serves copies of up to n bytes. Its length,
+// with which the key ends, is one of 5, 20, 80, 320, 1280 and 5120 MiB, so that there are few.
+func SharedZeroKey(n int64) string { return SharedZeros + strconv.FormatInt(sharedSize(n), 10) }
+
+func sharedSize(n int64) int64 {
+	size := int64(seedSize)
+	for size < n && size < MaxPartSize {
+		size *= 4
+	}
+	return size
+}
+
+// ready returns the object. When there is none yet, it takes a shared one, or makes one of size bytes.
 func (z *zeroObject) ready(ctx context.Context, size int64) (zeroSource, error) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -65,6 +87,9 @@ func (z *zeroObject) ready(ctx context.Context, size int64) (zeroSource, error) 
 	case z.refused != nil:
 		return zeroSource{}, z.refused
 	case z.size == 0:
+		if z.share(ctx, size) {
+			break
+		}
 		if err := z.make(ctx, size); err != nil {
 			return zeroSource{}, err
 		}
@@ -72,6 +97,56 @@ func (z *zeroObject) ready(ctx context.Context, size int64) (zeroSource, error) 
 		return zeroSource{}, fmt.Errorf("the zero object has %d bytes, not %d", z.size, size)
 	}
 	return z.source, nil
+}
+
+// share takes the zero object that another run has left, if it is there and has the right length. A
+// store that encrypts does not prove what is in it.
+func (z *zeroObject) share(ctx context.Context, size int64) bool {
+	if z.looked || z.u.encrypted {
+		return false
+	}
+	z.looked = true
+	t := z.u.target("", SharedZeroKey(size))
+	t.attempts = 2
+	info, err := z.u.c.stat(ctx, t)
+	if err != nil || info.Size != sharedSize(size) || info.ETag == "" {
+		return false
+	}
+	z.source, z.size = zeroSource{t.key, info.ETag, true}, info.Size
+	return true
+}
+
+// disown gives up a shared zero object that copying from failed, for one of our own. It returns whether
+// to try again.
+func (z *zeroObject) disown(from zeroSource) bool {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if !from.shared {
+		return false
+	}
+	if z.source == from {
+		z.source, z.size = zeroSource{}, 0
+	}
+	return true
+}
+
+// keep leaves a copy of the zero object for other runs. Copying it when it is complete never leaves a
+// wrong one there, not even for a moment.
+func (z *zeroObject) keep(ctx context.Context) {
+	u := z.u
+	t := u.target("keep zero object", SharedZeroKey(z.size))
+	t.idleFactor = serverWork
+	err := u.c.call(ctx, t, func(ctx context.Context) error {
+		info, err := u.c.core.CopyObject(ctx, t.bucket, z.source.key, t.bucket, t.key, nil,
+			minio.CopySrcOptions{Bucket: t.bucket, Object: z.source.key}, minio.PutObjectOptions{})
+		if err == nil && info.ETag == "" {
+			err = &Error{Kind: KindTransient, Code: "CopyWithoutETag", Message: "the server began to copy and failed"}
+		}
+		return err
+	})
+	if err != nil && ctx.Err() == nil {
+		u.report(func(ev *UploadEvent) { ev.Note = "the zero object could not be kept: " + err.Error() })
+	}
 }
 
 // usable tells whether the server has not refused to copy yet.
@@ -106,6 +181,9 @@ func (z *zeroObject) refuse(why error) bool {
 
 func (z *zeroObject) make(ctx context.Context, size int64) error {
 	u := z.u
+	if u.keepZeros {
+		size = sharedSize(size)
+	}
 	levels := zeroLevels(size)
 	var from zeroSource
 	for i, n := range levels {
@@ -126,9 +204,12 @@ func (z *zeroObject) make(ctx context.Context, size int64) error {
 		if err != nil {
 			return err
 		}
-		from = zeroSource{key, etag}
+		from = zeroSource{key: key, etag: etag}
 	}
 	z.source, z.size = from, size
+	if u.keepZeros {
+		z.keep(ctx)
+	}
 	return nil
 }
 

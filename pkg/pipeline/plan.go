@@ -53,6 +53,7 @@ type Request struct {
 	MakeBitmap func(ctx context.Context, disk *convert.Disk) ([]byte, error)
 
 	ZeroCopy  obs.ZeroCopyMode
+	KeepZeros bool  // leave the zero object for other uploads
 	PartSize  int64 // bytes; 0 lets the plan decide
 	Workers   int   // parts in flight; 0 lets the plan decide
 	Overwrite bool  // replace an object of the same key

@@ -273,6 +273,7 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 		Plan:           p.Parts,
 		Source:         scanner,
 		ZeroCopy:       p.Request.ZeroCopy,
+		KeepZeros:      p.Request.KeepZeros,
 		RunID:          p.RunID,
 		BeforeComplete: r.beforeComplete,
 		CleanupTimeout: cleanupLimit,

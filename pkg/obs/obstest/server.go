@@ -561,7 +561,37 @@ func (s *Server) describe(r *http.Request) Object {
 	return o
 }
 
+// copyObject makes an object of another one.
+func (s *Server) copyObject(w http.ResponseWriter, q *Request, source string) {
+	src, err := url.PathUnescape(strings.TrimPrefix(source, "/"))
+	bucket, key, _ := strings.Cut(src, "/")
+	from := s.Object(bucket, key)
+	switch {
+	case err != nil:
+		s.fail(w, q.HTTP, 400, "InvalidArgument", "bad copy source")
+		return
+	case from == nil:
+		s.fail(w, q.HTTP, 404, "NoSuchKey", "the copy source does not exist")
+		return
+	case from.Content.Size() > maxPart:
+		s.fail(w, q.HTTP, 400, "EntityTooLarge", "the copy source is too large")
+		return
+	}
+	o := *from
+	o.ETag, o.Modified, o.PartSizes = s.etagOf(o.Content), s.now(), nil
+	s.PutObject(q.Bucket, q.Key, &o)
+	writeXML(w, struct {
+		XMLName      xml.Name `xml:"CopyObjectResult"`
+		LastModified string
+		ETag         string
+	}{LastModified: o.Modified.Format(time.RFC3339), ETag: `"` + o.ETag + `"`})
+}
+
 func (s *Server) put(w http.ResponseWriter, q *Request, f *Fault) {
+	if source := q.HTTP.Header.Get("X-Amz-Copy-Source"); source != "" {
+		s.copyObject(w, q, source)
+		return
+	}
 	content, etag, ok := s.receive(w, q, f)
 	if !ok {
 		return
@@ -818,7 +848,8 @@ var zeros zeroHash
 // zeroHash hashes zeros without doing it all over again for every length.
 type zeroHash struct {
 	mu     sync.Mutex
-	states [][]byte // MD5s after 0, 1, 2 ... times zeroGrid zeros
+	states [][]byte         // MD5s after 0, 1, 2 ... times zeroGrid zeros
+	asked  map[int64][]byte // MD5s after that many zeros
 }
 
 // of is the MD5 after n zeros.
@@ -826,6 +857,10 @@ func (z *zeroHash) of(n int64) hash.Hash {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	h := md5.New()
+	if state := z.asked[n]; state != nil {
+		_ = h.(encoding.BinaryUnmarshaler).UnmarshalBinary(state)
+		return h
+	}
 	grid := make([]byte, zeroGrid)
 	have := int(min(n/zeroGrid, int64(len(z.states))-1))
 	if have >= 0 {
@@ -842,6 +877,10 @@ func (z *zeroHash) of(n int64) hash.Hash {
 		h.Write(grid)
 	}
 	h.Write(grid[:n%zeroGrid])
+	if z.asked == nil {
+		z.asked = map[int64][]byte{}
+	}
+	z.asked[n], _ = h.(encoding.BinaryMarshaler).MarshalBinary()
 	return h
 }
 
