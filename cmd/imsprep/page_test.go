@@ -4,18 +4,22 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// TestAPIPageCommands: every command and flag that the page about the API names exists.
+// TestAPIPageCommands: every command and flag that the page about the API names exists, and is used in a
+// session with the local cloud.
 func TestAPIPageCommands(t *testing.T) {
 	page, err := os.ReadFile("../../docs/ims-api.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	root := (&app{}).rootCommand()
+	sessions := scriptLines(t)
 	quoted := regexp.MustCompile("`([^`]+)`")
 	named := 0
 	for line := range strings.Lines(string(page)) {
@@ -42,9 +46,45 @@ func TestAPIPageCommands(t *testing.T) {
 					t.Errorf("`%s`: there is no %s", m[1], w)
 				}
 			}
+			use := " " + strings.TrimPrefix(cmd.CommandPath(), "imsprep ") + " "
+			if !slices.ContainsFunc(sessions, func(line string) bool {
+				return strings.Contains(line, " imsprep"+use) && strings.Contains(line, " "+strings.TrimSpace(strings.Join(flagsOf(rest), " ")))
+			}) {
+				t.Errorf("`%s` is in no session", m[1])
+			}
 		}
 	}
 	if named < 50 {
 		t.Errorf("%d commands are named", named)
 	}
+}
+
+// flagsOf leaves the flags with their values.
+func flagsOf(words []string) []string {
+	for n, w := range words {
+		if strings.HasPrefix(w, "--") {
+			return words[n:]
+		}
+	}
+	return nil
+}
+
+// scriptLines are the lines of all sessions.
+func scriptLines(t *testing.T) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join("testdata", "script", "*.txtar"))
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	var lines []string
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			lines = append(lines, strings.TrimSpace(line)+" ")
+		}
+	}
+	return lines
 }
