@@ -6,7 +6,10 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -50,21 +53,43 @@ func FuzzOpenWrapped(f *testing.F) {
 		if err := os.Mkdir(scratch, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		d, err := convert.Open(context.Background(), path, convert.OpenOptions{
-			ScratchDir: scratch, AllowBacking: true, MaxVirtualSize: 1 << 20,
-		})
-		var refused *convert.RefusedError
-		if err == nil {
-			err = convert.Scan(context.Background(), convert.NewScanner(d, nil), convert.ScanOptions{Workers: 1}, nil)
-			if cerr := d.Close(); cerr != nil {
-				t.Error(cerr)
+		// Unpacked to a file, and as it is read: that makes no difference.
+		var sums [2]string
+		var errs [2]error
+		for i, o := range []convert.OpenOptions{{ScratchDir: scratch}, convert.WithWindow(convert.OpenOptions{}, 1<<20)} {
+			o.AllowBacking, o.MaxVirtualSize = true, 6<<20
+			sums[i], errs[i] = readAll(t, path, o)
+			var refused *convert.RefusedError
+			if errs[i] != nil && !errors.As(errs[i], &refused) {
+				t.Errorf("neither read nor refused: %v", errs[i])
+			}
+			if i == 1 && refused != nil && refused.Need == convert.NeedScratch {
+				return
 			}
 		}
-		if err != nil && !errors.As(err, &refused) {
-			t.Errorf("neither read nor refused: %v", err)
+		if (errs[0] == nil) != (errs[1] == nil) || sums[0] != sums[1] {
+			t.Errorf("unpacked %s, %v; streamed %s, %v", sums[0], errs[0], sums[1], errs[1])
 		}
 		if left, err := os.ReadDir(scratch); err != nil || len(left) > 0 {
 			t.Errorf("left in the scratch folder: %v, %v", left, err)
 		}
 	})
+}
+
+// readAll returns a sum of all of a disk.
+func readAll(t *testing.T, path string, o convert.OpenOptions) (string, error) {
+	d, err := convert.Open(context.Background(), path, o)
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(d, 0, d.Size())); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
