@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -29,6 +30,12 @@ const (
 	attrPartCRC64  = "part-crc64nvme"
 	attrChecksums  = "checksums"
 	attrVersioning = "versioning"
+)
+
+// How often, and after which pause, an upload is aborted again that a part got in the way of.
+const (
+	abortAttempts = 50
+	abortPause    = 10 * time.Millisecond
 )
 
 // sparseStore is the posix backend with holes kept as holes: zeros that were
@@ -62,7 +69,23 @@ func (s *sparseStore) PutObject(ctx context.Context, in s3response.PutObjectInpu
 
 // UploadPart stores a part and turns the zeros in it into holes.
 func (s *sparseStore) UploadPart(ctx context.Context, in *s3.UploadPartInput) (*s3.UploadPartOutput, error) {
-	return s.UploadPartWithPostFunc(ctx, in, punchZeros)
+	out, err := s.UploadPartWithPostFunc(ctx, in, punchZeros)
+	return out, s.unlessAborted(in.Bucket, in.Key, in.UploadId, err)
+}
+
+// unlessAborted is err, or what S3 says of an upload that isn't there any more: a part that is on its way
+// when its upload is aborted finds its folder gone, wherever it is just then. To the backend that is an
+// internal error, which it prints; to a client that hung up it is nothing at all.
+func (s *sparseStore) unlessAborted(bucket, key, uploadID *string, err error) error {
+	var known s3err.S3Error
+	if err == nil || errors.As(err, &known) || bucket == nil || key == nil || uploadID == nil {
+		return err
+	}
+	_, serr := os.Stat(filepath.Join(s.root, *bucket, uploadDir(*key), *uploadID))
+	if errors.Is(serr, fs.ErrNotExist) {
+		return s3err.GetNoSuchUploadErr(*uploadID)
+	}
+	return err
 }
 
 // CompleteMultipartUpload joins the parts; their holes stay holes.
@@ -85,6 +108,11 @@ func (s *sparseStore) CompleteMultipartUpload(ctx context.Context, in *s3.Comple
 // AbortMultipartUpload drops an upload with all that is known of its parts.
 func (s *sparseStore) AbortMultipartUpload(ctx context.Context, in *s3.AbortMultipartUploadInput) error {
 	err := s.Posix.AbortMultipartUpload(ctx, in)
+	// A part that is just being stored makes a folder that was emptied not empty again.
+	for n := 0; n < abortAttempts && errors.Is(err, syscall.ENOTEMPTY); n++ {
+		time.Sleep(abortPause)
+		err = s.Posix.AbortMultipartUpload(ctx, in)
+	}
 	if err == nil {
 		s.forgetUpload(*in.Bucket, *in.Key, *in.UploadId)
 	}
@@ -119,9 +147,11 @@ func (s *sparseStore) UploadPartCopy(ctx context.Context, in *s3.UploadPartCopyI
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return s3response.CopyPartResult{}, err
 		}
-		return s.Posix.UploadPartCopy(ctx, in)
+		res, err := s.Posix.UploadPartCopy(ctx, in)
+		return res, s.unlessAborted(in.Bucket, in.Key, in.UploadId, err)
 	}
-	return s.putZeroPart(ctx, in, length)
+	res, err := s.putZeroPart(ctx, in, length)
+	return res, s.unlessAborted(in.Bucket, in.Key, in.UploadId, err)
 }
 
 // copiesHole tells whether the request is a plain copy of a range that is all
