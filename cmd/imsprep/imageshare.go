@@ -12,8 +12,14 @@ import (
 )
 
 func (a *app) imageShareCommand() *cobra.Command {
-	done := func(word string) func(*ims.Job) string {
-		return func(j *ims.Job) string { return word }
+	// What is said of a job that has ended; with --quiet, whose output programs read, the images' ids.
+	done := func(word string, ids []string) func(*ims.Job) string {
+		return func(*ims.Job) string {
+			if a.flags.quiet {
+				return strings.Join(ids, "\n")
+			}
+			return word
+		}
 	}
 	var below []*cobra.Command
 	for _, c := range []struct{ use, short, example, word string }{
@@ -41,7 +47,7 @@ func (a *app) imageShareCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.finishJob(ctx, client, started{JobID: id, Status: string(ims.JobInit)}, &job, done(c.word))
+				return a.finishJob(ctx, client, started{JobID: id, Status: string(ims.JobInit)}, &job, done(c.word, args))
 			})
 		cmd.Flags().StringSliceVar(&projects, "project", nil, "id of the other project (repeatable)")
 		cmd.Flags().BoolVar(&native, "native", false, "by OpenStack's call, which is done when it answers: no job")
@@ -77,7 +83,7 @@ func (a *app) imageShareCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.finishJob(ctx, client, started{JobID: id, Status: string(ims.JobInit)}, &job, done(c.status))
+				return a.finishJob(ctx, client, started{JobID: id, Status: string(ims.JobInit)}, &job, done(c.status, args))
 			})
 		cmd.Flags().BoolVar(&native, "native", false, "by OpenStack's call, which is done when it answers: no job")
 		cmd.Flags().StringVar(&vault, "vault", "", "backup vault, for images of whole servers")
@@ -138,7 +144,7 @@ func (a *app) shareNatively(ctx context.Context, client *ims.Client, remove bool
 			members = append(members, *m)
 		}
 	}
-	if remove {
+	if remove && !a.flags.json {
 		return nil
 	}
 	return a.printMembers(members)

@@ -26,13 +26,21 @@ func (a *app) imageTagCommand() *cobra.Command {
 	add := a.cloudCommand("add ID KEY=VALUE...", "Give an image tags, or the tags other values",
 		`  imsprep image tag add 498cc67e-7795-482c-8c47-32bcece2d7ec env=prod team=blue`, cobra.MinimumNArgs(2),
 		func(ctx context.Context, client *ims.Client, args []string) error {
-			return addTags(ctx, client, args[0], args[1:], adding)
+			tags, err := addTags(ctx, client, args[0], args[1:], adding)
+			if err != nil || !a.flags.json {
+				return err
+			}
+			return a.printJSON(map[string]any{"image_id": args[0], "added": tags})
 		})
 	tagCallFlag(add, &adding)
 	remove := a.cloudCommand("delete ID KEY...", "Take tags from an image",
 		`  imsprep image tag delete 498cc67e-7795-482c-8c47-32bcece2d7ec team`, cobra.MinimumNArgs(2),
 		func(ctx context.Context, client *ims.Client, args []string) error {
-			return deleteTags(ctx, client, args[0], args[1:], deleting)
+			err := deleteTags(ctx, client, args[0], args[1:], deleting)
+			if err != nil || !a.flags.json {
+				return err
+			}
+			return a.printJSON(map[string]any{"image_id": args[0], "deleted": args[1:]})
 		})
 	tagCallFlag(remove, &deleting)
 	var old bool
@@ -118,15 +126,15 @@ func unknownTagCall(call string) error {
 	return usagef("--call %q: it is one of batch, single, v1, native", call)
 }
 
-func addTags(ctx context.Context, client *ims.Client, id string, args []string, call string) error {
+func addTags(ctx context.Context, client *ims.Client, id string, args []string, call string) ([]ims.Tag, error) {
 	tags, err := tagArgs(args)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	one := client.AddTag
 	switch call {
 	case tagsBatch:
-		return client.AddTags(ctx, id, tags...)
+		return tags, client.AddTags(ctx, id, tags...)
 	case tagsSingle:
 	case tagsV1:
 		one = client.SetTag
@@ -138,14 +146,14 @@ func addTags(ctx context.Context, client *ims.Client, id string, args []string, 
 			return client.AddNativeTag(ctx, id, t.Key)
 		}
 	default:
-		return unknownTagCall(call)
+		return nil, unknownTagCall(call)
 	}
 	for _, t := range tags {
 		if err := one(ctx, id, t); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return tags, nil
 }
 
 func deleteTags(ctx context.Context, client *ims.Client, id string, keys []string, call string) error {
