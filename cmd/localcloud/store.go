@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -49,6 +50,8 @@ type sparseStore struct {
 	root  string // absolute; the buckets' parent
 	side  string // absolute; where meta keeps its files
 	zeros zeroSums
+	// aborted holds the ids of uploads that were aborted or are being aborted.
+	aborted sync.Map
 }
 
 var _ backend.Backend = (*sparseStore)(nil)
@@ -81,8 +84,9 @@ func (s *sparseStore) unlessAborted(bucket, key, uploadID *string, err error) er
 	if err == nil || errors.As(err, &known) || bucket == nil || key == nil || uploadID == nil {
 		return err
 	}
+	_, aborted := s.aborted.Load(*uploadID)
 	_, serr := os.Stat(filepath.Join(s.root, *bucket, uploadDir(*key), *uploadID))
-	if errors.Is(serr, fs.ErrNotExist) {
+	if aborted || errors.Is(serr, fs.ErrNotExist) {
 		return s3err.GetNoSuchUploadErr(*uploadID)
 	}
 	return err
@@ -107,6 +111,9 @@ func (s *sparseStore) CompleteMultipartUpload(ctx context.Context, in *s3.Comple
 
 // AbortMultipartUpload drops an upload with all that is known of its parts.
 func (s *sparseStore) AbortMultipartUpload(ctx context.Context, in *s3.AbortMultipartUploadInput) error {
+	if in.UploadId != nil {
+		s.aborted.Store(*in.UploadId, true)
+	}
 	err := s.Posix.AbortMultipartUpload(ctx, in)
 	// A part that is just being stored makes a folder that was emptied not empty again.
 	for n := 0; n < abortAttempts && errors.Is(err, syscall.ENOTEMPTY); n++ {
@@ -115,6 +122,8 @@ func (s *sparseStore) AbortMultipartUpload(ctx context.Context, in *s3.AbortMult
 	}
 	if err == nil {
 		s.forgetUpload(*in.Bucket, *in.Key, *in.UploadId)
+	} else if in.UploadId != nil {
+		s.aborted.Delete(*in.UploadId)
 	}
 	return err
 }
