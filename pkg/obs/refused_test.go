@@ -15,8 +15,6 @@ import (
 // rotation is a source of temporary keys as the caches of real ones are: it gives the same keys until it
 // is told that they are refused.
 type rotation struct {
-	s *obstest.Server
-
 	mu         sync.Mutex
 	generation int
 	last       int // generation that is ever given
