@@ -106,7 +106,7 @@ type projectState struct {
 
 // ProjectID is the id of the project that the client works in: the one given in [Options], else
 // that of the token, else the one project of the name ProjectName or Region (GET /v3/projects, or
-// GET /v3/auth/projects where that is not allowed). No match, or several, is an *[Error] of
+// GET /v3/auth/projects where that is not allowed; IAM API, lists of projects). No match, or several, is an *[Error] of
 // [KindNotFound] or [KindInvalid] that says what was found.
 func (c *Client) ProjectID(ctx context.Context) (string, error) {
 	if err := c.project.lock.acquire(ctx); err != nil {
@@ -230,9 +230,9 @@ const (
 )
 
 // TemporaryCredentials exchanges the token for keys with a security token, which OBS needs since it
-// takes no tokens: POST /v3.0/OS-CREDENTIAL/securitytokens. d is their life, 15 minutes to 24
-// hours; 0 means one hour. It fails with [KindInvalid] when the client has keys itself; see
-// [Client.ObjectCredentials], which covers both cases.
+// takes no tokens: POST /v3.0/OS-CREDENTIAL/securitytokens (IAM API, temporary keys from a token). d is
+// their life, 15 minutes to 24 hours; 0 means one hour. It fails with [KindInvalid] when the client has
+// keys itself; see [Client.ObjectCredentials], which covers both cases.
 func (c *Client) TemporaryCredentials(ctx context.Context, d time.Duration) (Credentials, error) {
 	cred, _, err := c.temporaryCredentials(ctx, d)
 	return cred, err

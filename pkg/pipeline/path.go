@@ -59,6 +59,7 @@ type facts struct {
 	virtualSize int64  // bytes
 	mapped      int64  // bytes of the disk that the file may hold data for
 	apart       string // why the file alone isn't the disk, "" if it is
+	doubt       string // why the service might not read the file as it is
 	signs       bool   // requests are signed with an access key, which limits their bodies
 }
 
@@ -76,6 +77,14 @@ func factsOf(info convert.Info, signs bool) facts {
 		f.apart = "it is based on another file"
 	case len(info.Extents) > 0:
 		f.apart = "its data is in several files"
+	}
+	switch {
+	case info.Format == convert.FormatVMDK:
+		f.doubt = "the service wants a VMDK that VMware's tools exported from a machine, and may misread others"
+	case info.Compression == "zstd":
+		f.doubt = "whether the service reads QCOW2 with zstd compression isn't documented"
+	case info.Format == convert.FormatQCOW2 && slices.Contains(info.Features, "extended L2 entries"):
+		f.doubt = "whether the service reads QCOW2 with extended L2 entries isn't documented"
 	}
 	return f
 }
@@ -147,6 +156,9 @@ func choosePath(r *Request, f facts) (c choice, err error) {
 			Remedy: "Use the quick import, which takes up to 1 TB (--import-path quick), without what only the others offer.",
 			Usage:  true,
 		}
+	}
+	if c.asIs && f.doubt != "" {
+		c.warnings = append(c.warnings, f.doubt+"; with --format zvhd2 the disk is converted here")
 	}
 	if c.path == PathNative {
 		c.chooseWay(size, f.signs)
@@ -256,7 +268,8 @@ func (c *choice) objectSize(f facts) (size int64, about string) {
 func (p *Plan) open(ctx context.Context, signs bool) (err error) {
 	r := &p.Request
 	o := r.Open
-	iso := r.ImportPath != "" && (r.Image.Type == ims.TypeISO || strings.EqualFold(filepath.Ext(r.Source), ".iso"))
+	named := r.Image.Type == "" && strings.EqualFold(filepath.Ext(r.Source), ".iso")
+	iso := r.ImportPath != "" && (r.Image.Type == ims.TypeISO || named)
 	if iso {
 		o.Format = convert.FormatRAW // to be read byte by byte
 		r.Image.Type = ims.TypeISO

@@ -7,10 +7,40 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imsprep/imsprep/convert"
 	"github.com/imsprep/imsprep/pkg/ims"
 )
 
 const gb = 1 << 30
+
+// TestFacts: what a disk's description means for the choice.
+func TestFacts(t *testing.T) {
+	for _, c := range []struct {
+		info         convert.Info
+		apart, doubt string
+	}{
+		{convert.Info{Format: "qcow2", Compression: "zlib"}, "", ""},
+		{convert.Info{Format: "qcow2", Compression: "zstd"}, "", "zstd"},
+		{convert.Info{Format: "qcow2", Features: []string{"extended L2 entries"}}, "", "extended L2"},
+		{convert.Info{Format: "qcow2", Backing: []string{"base"}}, "based on another file", ""},
+		{convert.Info{Format: "vmdk"}, "", "VMware"},
+		{convert.Info{Format: "vmdk", Extents: []string{"a", "b"}}, "several files", "VMware"},
+		{convert.Info{Format: "vmdk", Wrapped: []string{"OVA"}}, "packed in OVA", "VMware"},
+	} {
+		f := factsOf(c.info, true)
+		if (f.apart == "") != (c.apart == "") || !strings.Contains(f.apart, c.apart) {
+			t.Errorf("%+v: apart %q", c.info, f.apart)
+		}
+		if (f.doubt == "") != (c.doubt == "") || !strings.Contains(f.doubt, c.doubt) {
+			t.Errorf("%+v: doubt %q", c.info, f.doubt)
+		}
+		// What isn't sent as it is needs no warning.
+		got, err := choosePath(&Request{ImportPath: PathCommon}, f)
+		if err != nil || (len(got.warnings) > 0) != (c.doubt != "" && c.apart == "") {
+			t.Errorf("%+v: %q %v", c.info, got.warnings, err)
+		}
+	}
+}
 
 // TestChoosePath: which call is taken for which image, and which can't be forced, with the rule.
 func TestChoosePath(t *testing.T) {

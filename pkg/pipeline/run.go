@@ -155,6 +155,9 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 	if p.Request.NoWait {
 		res.ImageID = sub.ImageID
 		res.Status, res.ObjectKept = string(ims.JobInit), !p.Direct()
+		if p.Direct() {
+			res.Status = ims.ImageSaving // as far as is known: there is no job
+		}
 		res.Seconds = time.Since(start).Seconds()
 		return res, nil
 	}
