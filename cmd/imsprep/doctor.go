@@ -152,7 +152,6 @@ func (a *app) doctor(f *doctorFlags) (d *pipeline.Doctor, closed func()) {
 		StateDir:         a.stateDir(f.stateDir),
 		Keys:             s.describeKeys(),
 	}
-	d.Keys.Fixed = a.fixedKeys && d.Keys.Get != nil
 	if err != nil {
 		d.Err, d.Keys = err, pipeline.Keys{}
 		return d, closed
@@ -172,6 +171,8 @@ func (a *app) doctor(f *doctorFlags) (d *pipeline.Doctor, closed func()) {
 		return d, closed
 	}
 	d.Importer = importer
+	d.Keys = s.describeKeys() // an agency's by now, if there is one
+	d.Keys.Fixed = a.fixedKeys && s.credentials.keys == nil && d.Keys.Get != nil
 	return d, func() {
 		importer.OBS.Close()
 		importer.IMS.CloseIdleConnections()
