@@ -38,7 +38,7 @@ func (c *Client) RoundTrip(ctx context.Context, bucket, key string) (res RoundTr
 		return res, err
 	}
 	run := newRunID()
-	source, object := key+".imsprep-piece-"+run+"-0", key+".imsprep-piece-"+run+"-1"
+	source, object := key+PieceMark+run+"-0", key+PieceMark+run+"-1"
 	m := &multipart{order: order{bucket: bucket, key: object, runID: run}, c: c, open: map[string]string{}}
 	defer func() {
 		res.BytesSent = m.wire.Load()

@@ -34,13 +34,8 @@ const (
 	LeftoverJournal    LeftoverKind = "journal"     // what a run remembered for resuming, on this machine
 )
 
-// What keys of helper objects are made of. They are as the upload makes them.
-const (
-	zeroMark      = ".imsprep-zero-"
-	pieceMark     = ".imsprep-piece-"
-	sharedZeros   = "imsprep-zeros/"
-	accountSuffix = ".imsprep.json"
-)
+// accountSuffix is what the account that stands beside an uploaded disk has after the disk's key.
+const accountSuffix = ".imsprep.json"
 
 // Leftover is something that a run has left, in the bucket or on this machine.
 type Leftover struct {
@@ -163,14 +158,15 @@ func isDiskKey(key string) bool {
 
 // helperOf says what a helper object's key belongs to: the disk's key, and what it is.
 func helperOf(key string) (disk string, kind LeftoverKind, ok bool) {
-	if strings.HasPrefix(key, sharedZeros) {
+	if strings.HasPrefix(key, obs.SharedZeros) {
 		return "", LeftoverSharedZero, true
 	}
-	if disk, _, ok := strings.Cut(key, zeroMark); ok {
-		return disk, LeftoverZeros, true
-	}
-	if disk, _, ok := strings.Cut(key, pieceMark); ok {
-		return disk, LeftoverPiece, true
+	zeros, pieces := strings.Index(key, obs.ZeroMark), strings.Index(key, obs.PieceMark)
+	switch {
+	case zeros >= 0 && (pieces < 0 || zeros < pieces):
+		return key[:zeros], LeftoverZeros, true
+	case pieces >= 0:
+		return key[:pieces], LeftoverPiece, true
 	}
 	return "", "", false
 }
