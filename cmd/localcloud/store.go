@@ -149,7 +149,8 @@ func uploadDir(key string) string {
 }
 
 // UploadPartCopy copies a range of an object into a part. Where the range is
-// one hole, so is the part; everything else is left to the posix backend.
+// one hole, so is the part; everything else is left to the posix backend, and
+// the zeros in it become holes.
 func (s *sparseStore) UploadPartCopy(ctx context.Context, in *s3.UploadPartCopyInput) (s3response.CopyPartResult, error) {
 	length, ok, err := s.copiesHole(in)
 	if err != nil || !ok {
@@ -157,10 +158,23 @@ func (s *sparseStore) UploadPartCopy(ctx context.Context, in *s3.UploadPartCopyI
 			return s3response.CopyPartResult{}, err
 		}
 		res, err := s.Posix.UploadPartCopy(ctx, in)
+		if err == nil {
+			s.punchPart(in)
+		}
 		return res, s.unlessAborted(in.Bucket, in.Key, in.UploadId, err)
 	}
 	res, err := s.putZeroPart(ctx, in, length)
 	return res, s.unlessAborted(in.Bucket, in.Key, in.UploadId, err)
+}
+
+// punchPart turns the zeros in a copied part into holes, as far as that can be done.
+func (s *sparseStore) punchPart(in *s3.UploadPartCopyInput) {
+	f, err := os.OpenFile(filepath.Join(s.root, *in.Bucket, uploadDir(*in.Key), *in.UploadId, strconv.Itoa(int(*in.PartNumber))), os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_ = punchZeros(f)
 }
 
 // copiesHole tells whether the request is a plain copy of a range that is all
