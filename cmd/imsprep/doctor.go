@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -77,9 +76,19 @@ type doctorCheck struct {
 func (a *app) runDoctor(ctx context.Context, f *doctorFlags) error {
 	d, closed := a.doctor(f)
 	defer closed()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	var lost error // output
-	list, err := d.Examine(ctx, func(c pipeline.Check) { lost = errors.Join(lost, a.printCheck(c)) })
-	if err = errors.Join(err, lost); err != nil {
+	list, err := d.Examine(ctx, func(c pipeline.Check) {
+		if err := a.printCheck(c); err != nil && lost == nil {
+			lost = err
+			stop()
+		}
+	})
+	if lost != nil {
+		return lost
+	}
+	if err != nil {
 		return err
 	}
 	var res doctorResult

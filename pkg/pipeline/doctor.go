@@ -148,7 +148,21 @@ func (e *examination) fail(ctx context.Context, name string, err error) {
 	e.add(c)
 }
 
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+// oneLine makes a line of several: a list of what follows a colon gets commas.
+func oneLine(s string) string {
+	var b strings.Builder
+	for line := range strings.Lines(s) {
+		line = strings.Join(strings.Fields(line), " ")
+		if b.Len() > 0 && line != "" {
+			if !strings.ContainsRune(".,;:)", rune(b.String()[b.Len()-1])) {
+				b.WriteByte(',')
+			}
+			b.WriteByte(' ')
+		}
+		b.WriteString(line)
+	}
+	return b.String()
+}
 
 func (e *examination) configuration(ctx context.Context) {
 	if e.Importer == nil || e.Err != nil {
@@ -219,7 +233,7 @@ func (e *examination) endpoints(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		e.endpoint(ctx, s.id, endpoint, p)
+		e.endpoint(ctx, s.id, p)
 		if p.failed == "" && !p.date.IsZero() {
 			// The header counts whole seconds; the middle of the request is when it was written.
 			d := before.Add(p.took / 2).Sub(p.date)
@@ -248,7 +262,7 @@ func (e *examination) endpoints(ctx context.Context) {
 	}
 }
 
-func (e *examination) endpoint(ctx context.Context, id, endpoint string, p *probe) {
+func (e *examination) endpoint(ctx context.Context, id string, p *probe) {
 	steps := []probeStep{stepDNS, stepConnect, stepTLS}
 	failed := slices.Index(steps, p.failed)
 	for n, step := range steps {
@@ -274,7 +288,7 @@ func (e *examination) endpoint(ctx context.Context, id, endpoint string, p *prob
 		case loopback(p.host):
 			e.ok(name, "none, and none is needed on this machine")
 		default:
-			e.warn(name, "Use https:// unless the network is trusted: what is uploaded can be read on its way.", "none: %s is plain HTTP", endpoint)
+			e.warn(name, "Use https:// unless the network is trusted: what is uploaded can be read on its way.", "none: the endpoint on %s is plain HTTP", p.host)
 		}
 	}
 	e.reached[id] = failed < 0

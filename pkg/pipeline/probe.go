@@ -48,7 +48,7 @@ func look(ctx context.Context, base *http.Transport, endpoint string) *probe {
 	p := &probe{}
 	u, err := url.Parse(endpoint)
 	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
-		p.failed, p.err = stepDNS, &EndpointError{Endpoint: endpoint, Step: stepDNS, Wrong: true, Err: errors.New("it isn't a URL of http or https")}
+		p.failed, p.err = stepDNS, &EndpointError{Step: stepDNS, Wrong: true, Err: errors.New("the endpoint isn't a URL of http or https")}
 		return p
 	}
 	p.host = u.Hostname()
@@ -81,7 +81,7 @@ func look(ctx context.Context, base *http.Transport, endpoint string) *probe {
 	}
 	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), http.MethodGet, u.Scheme+"://"+u.Host+"/", nil)
 	if err != nil {
-		p.failed, p.err = stepDNS, &EndpointError{Endpoint: endpoint, Step: stepDNS, Wrong: true, Err: errors.New("it isn't a URL")}
+		p.failed, p.err = stepDNS, &EndpointError{Step: stepDNS, Wrong: true, Err: errors.New("the endpoint isn't a URL")}
 		return p
 	}
 	if t.Proxy != nil {
@@ -115,6 +115,9 @@ type EndpointError struct {
 }
 
 func (e *EndpointError) Error() string {
+	if e.Wrong {
+		return e.Err.Error() // not the URL: there may be a password in it
+	}
 	doing := map[probeStep]string{stepDNS: "looking up", stepConnect: "connecting to", stepTLS: "setting up TLS with"}[e.Step]
 	via := ""
 	if e.Proxy != "" {
@@ -171,8 +174,8 @@ func (e *EndpointError) Hint() string {
 	case errors.As(e.Err, &invalid) && invalid.Reason == x509.Expired:
 		return "The certificate has expired or isn't valid yet: check this machine's clock first, then tell whoever runs the endpoint."
 	case errors.As(e.Err, &authority):
-		return "Nobody this machine trusts has signed the certificate: a private installation's authority must be added to the\n" +
-			"system's (or named by SSL_CERT_FILE); else something between here and there reads along."
+		return "Nobody this machine trusts has signed the certificate: a private installation's authority must be added to " +
+			"the system's (or named by SSL_CERT_FILE); else something between here and there reads along."
 	case e.certificate():
 		return "The certificate isn't accepted: check the endpoint, and whether something between here and there answers in its place."
 	case !e.Transient():
