@@ -212,7 +212,7 @@ func TestComposedPartsRefusedHalfway(t *testing.T) {
 
 func TestResumeComposedPartsAfterRandomCuts(t *testing.T) {
 	deaths := 0
-	for seed := range uint64(9) {
+	for seed := range uint64(7) {
 		e, m := newMortalEnv(t)
 		p := scatteredPlan(t, 1+int(seed%3))
 		cutting(t, 2000+seed, e, m, &disk{content: scatteredContent()}, 90, &deaths, func(ctx context.Context, s *State, j *journal, resumable bool) (*UploadResult, error) {
@@ -227,7 +227,7 @@ func TestResumeComposedPartsAfterRandomCuts(t *testing.T) {
 		})
 	}
 	t.Logf("%d interruptions", deaths)
-	if deaths < 9 {
+	if deaths < 7 {
 		t.Fatalf("only %d interruptions", deaths)
 	}
 }

@@ -6,7 +6,8 @@
 // A disk of which most is zeros need not be sent whole. [NewPlan] divides the object into the parts
 // of one multipart upload before the first byte moves: runs of data become parts that are sent,
 // runs of zeros become parts that the server copies from a small object of zeros
-// (UploadPartCopy). [Client.Upload] carries the plan out. The object is byte-identical whichever
+// (UploadPartCopy), and where only a little is data, parts are composed of both on the server.
+// [Client.Upload] carries the plan out. The object is byte-identical whichever
 // way its zeros travelled. [Client.UploadStream] uploads what is made on the way and whose length
 // nobody knows beforehand.
 //

@@ -158,7 +158,7 @@ func TestPlanProperties(t *testing.T) {
 			}
 			extents = seq(es...)
 		case 1: // many equal ones
-			step := max(size/rapid.Int64Range(1, 30_000).Draw(t, "pairs"), 2)
+			step := max(size/rapid.Int64Range(1, 12_000).Draw(t, "pairs"), 2)
 			data := rapid.Int64Range(1, step-1).Draw(t, "data")
 			extents = alternate(size, data, step-data)
 		case 2:
