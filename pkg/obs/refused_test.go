@@ -5,6 +5,7 @@ package obs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strconv"
 	"sync"
 	"testing"
@@ -126,6 +127,55 @@ func TestUploadOutlivesItsKeys(t *testing.T) {
 	}
 	if r.generation != 3 {
 		t.Errorf("the last keys are of generation %d", r.generation)
+	}
+	e.checkStored(t, d, res)
+}
+
+// TestUploadKeptWhenKeysEnd: keys that end for good end the run, but not the upload, which goes on with
+// other keys.
+func TestUploadKeptWhenKeysEnd(t *testing.T) {
+	r := &rotation{generation: 1, last: 1}
+	first := obstest.Account{SecretKey: "secret1", SecurityToken: "token1"}
+	e := newEnv(t, obstest.Options{Accounts: map[string]obstest.Account{
+		"KEY1": first, "KEY2": {SecretKey: "secret2", SecurityToken: "token2"},
+	}}, func(o *Options) { o.Credentials, o.Refused = r.Credentials, r.Refused })
+	var mu sync.Mutex
+	parts := 0
+	e.server.Inject(obstest.Fault{Op: obstest.OpUploadPart, Do: obstest.Observe, Match: func(*obstest.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if parts++; parts == 4 {
+			first.Expired = true
+			e.server.SetAccount("KEY1", first)
+		}
+		return false
+	}})
+	es := []Extent{{0, 40 << 20, false}}
+	p := mustPlan(t, 40<<20, es, PlanOptions{PartSize: 5 << 20, Workers: 1})
+	o := e.options(makeDisk(t, 40<<20, es, loud), p)
+	var state State
+	o.Resumable, o.Checkpoint = true, func(d Delta) {
+		mu.Lock()
+		defer mu.Unlock()
+		state.Apply(d)
+	}
+	_, err := e.client.Upload(t.Context(), o)
+	var failed *Error
+	if !errors.As(err, &failed) || failed.Kind != KindAuth || failed.Kept == "" || failed.Kept != state.UploadID || len(state.Parts) == 0 {
+		t.Fatalf("%v, kept %+v", err, state)
+	}
+	r.mu.Lock()
+	r.last, r.generation = 2, 2 // as if the user had set new ones
+	r.mu.Unlock()
+	d := makeDisk(t, 40<<20, es, loud)
+	o = e.options(d, p)
+	o.Resume = &state
+	res, err := e.client.Upload(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.PartsResumed != len(state.Parts) {
+		t.Errorf("%d parts resumed, %d were there", res.PartsResumed, len(state.Parts))
 	}
 	e.checkStored(t, d, res)
 }
