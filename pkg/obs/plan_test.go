@@ -230,6 +230,7 @@ func TestPlanScatteredTiB(t *testing.T) {
 		{"64 KiB and 64 KiB", 64 << 10, 64 << 10, 64 << 10, 0},
 		{"64 KiB in 200 MiB", 64 << 10, 200<<20 - 64<<10, 1 << 20, 750 << 30},
 		{"100 MiB and 120 MiB", 100 << 20, 120 << 20, 2 << 20, 500 << 30},
+		{"64 KiB in 16 MiB", 64 << 10, 16<<20 - 64<<10, Grain, 1019 << 30},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			const size = 1 << 40
