@@ -51,7 +51,8 @@ func (c bitmapCommand) in(dir string) func(context.Context, *convert.Disk) ([]by
 		}
 		switch fi, err := os.Stat(out); {
 		case err != nil:
-			return nil, fmt.Errorf("the bitmap command %s wrote no {mf}: %w", words[0], err)
+			// Not wrapped: no file that the command line names is missing, which would be exit code 2.
+			return nil, fmt.Errorf("the bitmap command %s wrote no {mf}: %v", words[0], err)
 		case fi.Size() == 0 || fi.Size() > maxBitmapFile:
 			return nil, fmt.Errorf("the bitmap command %s wrote a bitmap of %d bytes", words[0], fi.Size())
 		}
