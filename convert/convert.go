@@ -285,11 +285,11 @@ func (d *Disk) isSource(fi os.FileInfo) bool {
 func (d *Disk) Close() error {
 	d.closeOnce.Do(func() {
 		var errs []error
+		for _, t := range d.temps { // first: one that is streamed reads a file
+			errs = append(errs, t.Close())
+		}
 		for _, f := range d.files {
 			errs = append(errs, f.file.Close())
-		}
-		for _, t := range d.temps {
-			errs = append(errs, t.Close())
 		}
 		d.closeErr = errors.Join(errs...)
 	})

@@ -28,9 +28,13 @@ import (
 func oldTime() time.Time { return time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC) }
 
 // hashDisk returns the SHA-256 of the whole disk, without reading what is known to be zero, or ""
-// for a large disk that is empty: hashing the zeros of 127 GiB takes minutes and tells nothing.
+// for a large disk that is empty: hashing the zeros of 127 GiB takes minutes and tells nothing. With
+// the race detector, which has nothing to see in it, disks above 1 GiB are not hashed either.
 func hashDisk(t *testing.T, d *convert.Disk) string {
 	t.Helper()
+	if raceEnabled && d.Size() > 1<<30 {
+		return ""
+	}
 	if e, err := d.Extent(0, d.Size()); err == nil && d.Size() > 32<<30 && e.Zero && e.Length == d.Size() {
 		t.Logf("NOT HASHED: %d bytes that are known to be zero", d.Size())
 		return ""

@@ -306,9 +306,11 @@ func (f *forward) step(c *cursor, wanted int64) error {
 // read fills p with what follows. The cursor is the caller's.
 func (c *cursor) read(f *forward, p []byte) (err error) {
 	if c.r == nil {
-		if c.r, err = f.codec.open(f.in, c.from); err != nil {
-			return f.changed(err)
+		r, err := f.codec.open(f.in, c.from)
+		if err != nil {
+			return f.changed(err) // r is not one, then
 		}
+		c.r = r
 	}
 	n, err := readUp(c.r, p)
 	if n < len(p) {
