@@ -6,7 +6,7 @@
 # planning. The local cloud answers the plan's questions; nothing is uploaded, but with UPLOAD=ISLANDS: then
 # a disk of that many islands, one every 12 MiB, is, and compared with the disk by qemu-img.
 #
-# usage: scripts/plan-bytes.sh [DISK...]     after `make build`
+# usage: scripts/plan-bytes.sh [DISK...]     after `make build`; needs GNU time
 #        IMSPREP_CORPUS: a folder of other programs' disks, of which one is measured too
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,6 +34,11 @@ ext4() {
 	mke2fs -q -t ext4 -d "$3" "$1.raw"
 	qemu-img convert -O qcow2 "$1.raw" "$1"
 	rm "$1.raw"
+}
+
+type -P time >/dev/null || {
+	echo "plan-bytes: GNU time is missing" >&2
+	exit 1
 }
 
 inside() {
