@@ -4,7 +4,6 @@ package convert_test
 
 import (
 	"bufio"
-	"bytes"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -103,26 +102,36 @@ func corpusFiles(t *testing.T, corpus string, row map[string]string) (path strin
 		names = append(names, m[1])
 	}
 	for i, name := range names {
-		b, err := os.ReadFile(filepath.Join(corpus, filepath.FromSlash(name)))
-		if err != nil {
+		file := filepath.Join(dir, strings.TrimSuffix(filepath.Base(name), ".gz"))
+		if err := unpackFile(filepath.Join(corpus, filepath.FromSlash(name)), file); err != nil {
 			t.Fatal(err)
 		}
-		if strings.HasSuffix(name, ".gz") {
-			z, err := gzip.NewReader(bytes.NewReader(b))
-			if err == nil {
-				b, err = io.ReadAll(z)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		file := filepath.Join(dir, strings.TrimSuffix(filepath.Base(name), ".gz"))
-		write(t, file, b)
 		if i == 0 {
 			path = file
 		}
 	}
 	return path, len(names) - 1
+}
+
+// unpackFile copies a file, which is unpacked if its name says that it is gzip.
+func unpackFile(from, to string) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	var r io.Reader = src
+	if strings.HasSuffix(from, ".gz") {
+		if r, err = gzip.NewReader(src); err != nil {
+			return err
+		}
+	}
+	dst, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, r)
+	return errors.Join(err, dst.Close())
 }
 
 // TestCorpus reads real images of many origins, packed and unpacked and by a name that would do for
@@ -137,11 +146,9 @@ func TestCorpus(t *testing.T) {
 			packed := filepath.Join(dir, filepath.FromSlash(row["file"]))
 			path, others := corpusFiles(t, dir, row)
 			img := filepath.Join(filepath.Dir(path), "disk.img")
-			b, err := os.ReadFile(path)
-			if err != nil {
+			if err := unpackFile(path, img); err != nil {
 				t.Fatal(err)
 			}
-			write(t, img, b)
 			paths := []string{path, img}
 			o := convert.OpenOptions{AllowBacking: true, ScratchDir: t.TempDir()}
 			if strings.HasSuffix(packed, ".gz") {

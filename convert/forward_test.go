@@ -97,7 +97,7 @@ func TestStreamed(t *testing.T) {
 		{"disk.raw", disk, "raw", 2.1}, {"stream.vmdk", stream, "vmdk", 5.1}, {"disk.qcow2", ordered, "qcow2", 5.1},
 	} {
 		for _, suffix := range []string{".gz", ".xz", ".zst", ".bz2"} {
-			if tc.format != "raw" && suffix == ".bz2" {
+			if tc.format != "raw" && (suffix == ".bz2" || suffix == ".xz") {
 				continue // slow, and no other case than gzip
 			}
 			t.Run(tc.name+suffix, func(t *testing.T) {
@@ -236,10 +236,13 @@ func TestStreamedProperty(t *testing.T) {
 // TestStreamedTooOften refuses an image that is in an order in which it can't be streamed, and says
 // what would help.
 func TestStreamedTooOften(t *testing.T) {
+	if raceEnabled {
+		return // 16 passes take long, and one reader races with nobody
+	}
 	// Clusters in the reverse order, with more between two of them than the window has.
-	im := qcow2test.Image{Version: 3, ClusterBits: 16, Size: 40 << 20}
-	disk := patterned(40<<4, func(int) bool { return false })
-	for i := int64(40<<4 - 1); i >= 0; i-- {
+	im := qcow2test.Image{Version: 3, ClusterBits: 16, Size: 34 << 20}
+	disk := patterned(34<<4, func(int) bool { return false })
+	for i := int64(34<<4 - 1); i >= 0; i-- {
 		im.Clusters = append(im.Clusters, qcow2test.Cluster{Index: i, Data: disk[i<<16 : (i+1)<<16]})
 	}
 	path := filepath.Join(t.TempDir(), "disk.qcow2.gz")
@@ -247,7 +250,7 @@ func TestStreamedTooOften(t *testing.T) {
 	err := openAndRead(path, small())
 	var refused *convert.RefusedError
 	if !errors.As(err, &refused) || refused.Need != convert.NeedScratch || !strings.Contains(refused.Reason, "more than 16 times") ||
-		!strings.Contains(refused.Remedy, "which has 42") {
+		!strings.Contains(refused.Remedy, "which has 35") {
 		t.Errorf("got %v, want it refused", err)
 	}
 	o := small()
