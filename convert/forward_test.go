@@ -196,11 +196,11 @@ func TestStreamedRestarts(t *testing.T) {
 func TestStreamedProperty(t *testing.T) {
 	dir := t.TempDir()
 	disk := patterned(32, func(b int) bool { return b%7 > 4 })[:32<<16-777]
-	for _, suffix := range []string{".gz", ".xz", ".zst"} {
+	for _, suffix := range []string{".gz", ".zst"} {
 		write(t, filepath.Join(dir, "disk.raw"+suffix), pack(t, suffix, disk))
 	}
 	rapid.Check(t, func(r *rapid.T) {
-		suffix := rapid.SampledFrom([]string{".gz", ".xz", ".zst"}).Draw(r, "suffix")
+		suffix := rapid.SampledFrom([]string{".gz", ".zst"}).Draw(r, "suffix")
 		d, err := convert.Open(context.Background(), filepath.Join(dir, "disk.raw"+suffix), small())
 		if err != nil {
 			r.Fatal(err)
@@ -350,8 +350,9 @@ func TestStreamedEnds(t *testing.T) {
 func TestStreamedMembers(t *testing.T) {
 	disk := patterned(40, func(b int) bool { return b > 20 })
 	var many bytes.Buffer
+	w := gzip.NewWriter(&many)
 	for off := 0; off < len(disk); off += 1000 {
-		w := gzip.NewWriter(&many)
+		w.Reset(&many)
 		_, err := w.Write(disk[off:min(off+1000, len(disk))])
 		if err := errors.Join(err, w.Close()); err != nil {
 			t.Fatal(err)

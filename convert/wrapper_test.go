@@ -43,7 +43,7 @@ func pack(t *testing.T, suffix string, p []byte) []byte {
 	var err error
 	switch suffix {
 	case ".gz":
-		w = gzip.NewWriter(&b)
+		w, err = gzip.NewWriterLevel(&b, gzip.BestSpeed)
 	case ".zst":
 		w, err = zstd.NewWriter(&b)
 	case ".xz":
