@@ -54,6 +54,7 @@ func exitCode(err error) int {
 		imsErr      *ims.Error
 		doctor      *doctorError
 		endpoint    *pipeline.EndpointError
+		busy        *pipeline.BusyError
 	)
 	switch {
 	case err == nil:
@@ -75,6 +76,8 @@ func exitCode(err error) int {
 		return exitAuth
 	case errors.As(err, &refused):
 		return exitRefused
+	case errors.As(err, &busy):
+		return exitTransient
 	case errors.As(err, &endpoint):
 		if endpoint.Transient() {
 			return exitTransient

@@ -31,6 +31,8 @@ type uploadFlags struct {
 	bitmapCommand     string
 	scratch           string
 	dryRun            bool
+	stateDir          string
+	restart           bool
 }
 
 func (u *uploadFlags) add(cmd *cobra.Command) {
@@ -46,6 +48,8 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	f.BoolVar(&u.acceptUnconfirmed, "accept-unconfirmed-bitmap", false, "use a bitmap layout that isn't confirmed for this cloud")
 	f.StringVar(&u.bitmapCommand, "bitmap-command", "", "have a command make the bitmap, such as 'java -jar CreateMF.jar {raw} {mf}'; it gets a sparse RAW file (with --bitmap-scratch)")
 	f.StringVar(&u.scratch, "bitmap-scratch", "", "folder for that RAW file, which takes as much room as the disk has data; it is removed")
+	f.BoolVar(&u.restart, "restart", false, "begin anew, and remove what an interrupted run has left, instead of going on with it")
+	f.StringVar(&u.stateDir, "state-dir", "", "folder of the journals that interrupted runs are resumed from (environment: IMSPREP_STATE_DIR)")
 	f.BoolVar(&u.dryRun, "dry-run", false, "check everything, show the plan, and stop")
 	for name, values := range map[string][]string{
 		"zero-copy": {"auto", "on", "off"}, "format": {"auto", formatRAW, formatZVHD2}, "bitmap-layout": layoutNames(),
@@ -87,6 +91,9 @@ func (u *uploadFlags) apply(a *app, r *pipeline.Request) (err error) {
 	}
 	r.CompressionLevel = u.level
 	r.KeepZeros = u.keepZeros
+	if r.Restart = u.restart; !u.dryRun {
+		r.StateDir = a.stateDir(u.stateDir)
+	}
 	r.ZeroCopy, r.PartSize, r.Workers = mode, int64(u.partSize), u.workers
 	r.Overwrite, r.AcceptUnconfirmed = u.overwrite, u.acceptUnconfirmed
 	r.Layout, err = a.lookupLayout(u.layout)

@@ -205,6 +205,12 @@ const (
 	phaseScan    pipeline.Phase = "scan"
 )
 
+// resuming tells how much an earlier run has done.
+func resuming(e pipeline.Event) string {
+	return fmt.Sprintf("%s: resuming, %s of %s were there already", title(e.Phase),
+		humanize.IBytes(uint64(e.Resumed)), humanize.IBytes(uint64(e.Total)))
+}
+
 // lines shows progress where there is no terminal: a line at each turn, and one at intervals.
 type lines struct {
 	w     io.Writer
@@ -218,14 +224,18 @@ func (l *lines) event(e pipeline.Event) {
 	case pipeline.StateStart:
 		l.last, l.meter = now, meter{}
 		if e.Note != "" {
-			fmt.Fprintf(l.w, "%s: %s\n", title(e.Phase), e.Note)
+			fmt.Fprintf(l.w, "%s: %s\n", title(e.Phase), printable(e.Note))
+			return
+		}
+		if e.Resumed > 0 {
+			fmt.Fprintln(l.w, resuming(e))
 			return
 		}
 		fmt.Fprintln(l.w, title(e.Phase))
 	case pipeline.StateWarning:
 		fmt.Fprintf(l.w, "warning: %s\n", printable(e.Note))
 	case pipeline.StateProgress:
-		l.meter.add(now, e.Done)
+		l.meter.add(now, e.Done-e.Resumed)
 		if now.Sub(l.last) >= lineEvery {
 			l.last = now
 			fmt.Fprintf(l.w, "%s: %s\n", title(e.Phase), describe(e, &l.meter))
@@ -254,7 +264,7 @@ func (j *jsonLines) event(e pipeline.Event) {
 		j.meter = meter{}
 	}
 	if e.State == pipeline.StateProgress {
-		j.meter.add(now, e.Done)
+		j.meter.add(now, e.Done-e.Resumed)
 		if now.Sub(j.last) < jsonEvery {
 			return
 		}
@@ -290,7 +300,7 @@ func (b *bars) event(e pipeline.Event) {
 		b.meter = meter{}
 	}
 	if e.State == pipeline.StateProgress {
-		b.meter.add(time.Now(), e.Done)
+		b.meter.add(time.Now(), e.Done-e.Resumed)
 	}
 	if e.State != pipeline.StateWarning {
 		b.now = e
@@ -298,8 +308,12 @@ func (b *bars) event(e pipeline.Event) {
 	b.mu.Unlock()
 	switch e.State {
 	case pipeline.StateStart:
+		if e.Resumed > 0 {
+			fmt.Fprintln(b.p, resuming(e))
+		}
 		if e.Total > 0 {
 			b.bar = b.add(e)
+			b.bar.SetCurrent(e.Done)
 		}
 	case pipeline.StateWarning:
 		fmt.Fprintf(b.p, "warning: %s\n", printable(e.Note))

@@ -110,16 +110,7 @@ func (m *multipart) takeUp(ctx context.Context) (bool, *UploadResult, error) {
 		anew("what was remembered is of something else")
 		return false, nil, nil
 	}
-	var zeros []string
-	prefix := m.zeroKeys(s.RunID)
-	for i := range maxZeroLevels {
-		zeros = append(zeros, prefix+strconv.Itoa(i))
-	}
-	sweep, sweepUp := []string{prefix}, ""
-	if s.Composed {
-		sweepUp = m.pieceKeys(s.RunID)
-		sweep = append(sweep, sweepUp)
-	}
+	zeros, sweep, sweepUp := m.leavings(s)
 	m.helpers, m.sweep, m.sweepUp = zeros, sweep, sweepUp
 	// What is of no use goes now: once a new upload is remembered, nobody knows of the old one.
 	forget := func(drop ...UploadInfo) { m.left = append(m.left, m.clear(ctx, drop, zeros, sweep, sweepUp)...) }
@@ -154,6 +145,45 @@ func (m *multipart) takeUp(ctx context.Context) (bool, *UploadResult, error) {
 	m.runID, m.open[m.key] = s.RunID, s.UploadID
 	m.there, m.encrypted = there, s.Encrypted
 	return true, nil, nil
+}
+
+// leavings are what an earlier run may have left beside the object, in the terms of clear.
+func (m *multipart) leavings(s *State) (keys, sweep []string, sweepUp string) {
+	prefix := m.zeroKeys(s.RunID)
+	for i := range maxZeroLevels {
+		keys = append(keys, prefix+strconv.Itoa(i))
+	}
+	sweep = []string{prefix}
+	if s.Composed {
+		sweepUp = m.pieceKeys(s.RunID)
+		sweep = append(sweep, sweepUp)
+	}
+	return keys, sweep, sweepUp
+}
+
+// Discard removes what an upload that nobody goes on with has in the bucket: the unfinished upload, what
+// it copied from, and the object if it was completed and is still that run's. It returns what could not
+// be removed, as in Error.Left.
+func (c *Client) Discard(ctx context.Context, s State) []string {
+	m, err := c.newMultipart(order{bucket: s.Bucket, key: s.Key, runID: s.RunID})
+	if err != nil || s.RunID == "" {
+		return nil // nothing that this package made
+	}
+	var drop []UploadInfo
+	if s.UploadID != "" {
+		drop = []UploadInfo{{Key: s.Key, ID: s.UploadID}}
+	}
+	keys, sweep, sweepUp := m.leavings(&s)
+	left := m.clear(ctx, drop, keys, sweep, sweepUp)
+	info, err := c.stat(ctx, m.brief(s.Key))
+	if err == nil && info.Metadata[RunIDMetadata] == s.RunID {
+		err = c.remove(ctx, m.brief(s.Key))
+	}
+	if err != nil && KindOf(err) != KindNotFound {
+		left = append(left, s.Key)
+	}
+	slices.Sort(left)
+	return left
 }
 
 // accepted returns the parts of the state that the server has just as they were acknowledged, in

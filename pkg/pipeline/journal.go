@@ -69,8 +69,8 @@ type target struct {
 // compares itself.
 type planned struct {
 	Format Format `json:"format"`
-	Block  int64  `json:"bitmap_block,omitempty"` // bytes; of RAW
-	Level  int    `json:"level,omitempty"`        // of ZVHD2
+	AsIs   bool   `json:"as_is,omitempty"` // the file is sent, not the disk in it
+	Level  int    `json:"level,omitempty"` // of ZVHD2
 }
 
 // imported is how far the import call has come.
@@ -170,7 +170,6 @@ func journalName(source string, t target) string {
 type journal struct {
 	path string
 	lock *lock
-	warn func(string) // told of the first write that fails
 
 	mu      sync.Mutex
 	r       record
@@ -181,7 +180,7 @@ type journal struct {
 	last    time.Time
 	pause   time.Duration // from last on
 	timer   *time.Timer
-	warned  bool
+	failed  func(error) // told of the first write that fails, once
 	closed  bool
 }
 
@@ -196,19 +195,19 @@ func openJournal(dir, name string) (j *journal, found *record, broken, err error
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	j = &journal{path: path, lock: l, warn: func(string) {}}
+	j = &journal{path: path, lock: l}
 	found, broken = readRecord(path)
 	return j, found, broken, nil
 }
 
 // begin sets what the journal holds and writes it. It returns false if there is no file to go on from.
-func (j *journal) begin(r record) bool {
+func (j *journal) begin(r record, failed func(error)) bool {
 	if j == nil {
 		return false
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.r, j.begun, j.dirty, j.written, j.stored = r, true, true, false, ""
+	j.r, j.begun, j.dirty, j.written, j.stored, j.failed = r, true, true, false, "", failed
 	j.write()
 	return j.written
 }
@@ -256,18 +255,37 @@ func (j *journal) knows(uploadID string) bool {
 	return j.written && uploadID != "" && j.stored == uploadID
 }
 
-// state is what is remembered now, without the upload's parts.
-func (j *journal) importState() *imported {
+// remembers tells whether there is a file on the disk that another run can go on from.
+func (j *journal) remembers() bool {
 	if j == nil {
-		return nil
+		return false
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.written
+}
+
+// hasUpload tells whether an upload with an id is remembered.
+func (j *journal) hasUpload() bool {
+	if j == nil {
+		return false
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.r.Upload != nil
+}
+
+// askedAt is when the import call was made.
+func (j *journal) askedAt() time.Time {
+	if j == nil {
+		return time.Time{}
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.r.Import == nil {
-		return nil
+		return time.Time{}
 	}
-	i := *j.r.Import
-	return &i
+	return j.r.Import.Asked
 }
 
 // write is called with mu held.
@@ -291,9 +309,9 @@ func (j *journal) write() {
 		}
 		return
 	}
-	if !j.warned {
-		j.warned = true
-		j.warn(fmt.Sprintf("how far the upload is can't be written down, so that it may not be possible to resume it: %v", err))
+	if j.failed != nil {
+		j.failed(err)
+		j.failed = nil
 	}
 }
 

@@ -51,14 +51,16 @@ const (
 // Event is something that happened in a phase. Done and Total are in the event's Unit; Total is 0
 // for a phase that isn't counted. Sent and Copied split Done for the upload.
 type Event struct {
-	Phase  Phase  `json:"phase,omitempty"`
-	State  State  `json:"state"`
-	Unit   Unit   `json:"unit,omitempty"`
-	Done   int64  `json:"done"`
-	Total  int64  `json:"total"`
-	Sent   int64  `json:"sent,omitempty"`   // bytes of the disk sent over the network
-	Copied int64  `json:"copied,omitempty"` // bytes of the disk copied on the server
-	Note   string `json:"note,omitempty"`   // a sentence for people, such as the job's id
+	Phase  Phase `json:"phase,omitempty"`
+	State  State `json:"state"`
+	Unit   Unit  `json:"unit,omitempty"`
+	Done   int64 `json:"done"`
+	Total  int64 `json:"total"`
+	Sent   int64 `json:"sent,omitempty"`   // bytes of the disk sent over the network
+	Copied int64 `json:"copied,omitempty"` // bytes of the disk copied on the server
+	// Resumed are bytes of Done that were there from an earlier run.
+	Resumed int64  `json:"resumed,omitempty"`
+	Note    string `json:"note,omitempty"` // a sentence for people, such as the job's id
 }
 
 // State is where a phase is.

@@ -66,6 +66,12 @@ type Request struct {
 	NoWait bool
 	Wait   ims.WaitOptions
 
+	// StateDir is the folder of the journals from which a later run goes on; "" keeps none. It is made
+	// when it doesn't exist. When it can't be used, the plan warns of that and keeps none.
+	StateDir string
+	// Restart begins anew and removes what an earlier run has left in the bucket.
+	Restart bool
+
 	// Offline leaves out every question to the clouds; such a plan is only good to be looked at.
 	Offline bool
 }
@@ -87,10 +93,18 @@ type Plan struct {
 
 	bitmap []byte // as Request.MakeBitmap made it
 	choice choice
+
+	journal *journal // nil for none
+	begin   record   // what the journal begins with
+	resume  *record  // of an earlier run, to go on with
+	useless *record  // of an earlier run, to be removed
 }
 
-// Close closes the disk.
-func (p *Plan) Close() error { return p.Disk.Close() }
+// Close closes the disk, and lets other runs have the journal.
+func (p *Plan) Close() error {
+	p.journal.close()
+	return p.Disk.Close()
+}
 
 // keys are the objects that the plan makes.
 func (p *Plan) keys() []string {
@@ -164,7 +178,7 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.Disk.Close())
+			err = errors.Join(err, p.Close())
 		}
 	}()
 	p.Warnings = slices.Concat(p.Source.Warnings, p.choice.warnings)
@@ -174,10 +188,10 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 	if p.Request.Bucket == "" {
 		return nil, &CheckError{What: "no bucket is named, and this goes through one", Remedy: "Give --bucket, or set IMSPREP_BUCKET.", Usage: true}
 	}
-	if p.Request.Key == "" {
-		p.Request.Key = DefaultKey(r.Source, p.RunID, p.Format)
-	}
 	if err := obs.ValidateBucket(r.Bucket, false); err != nil {
+		return nil, err
+	}
+	if err := i.openJournal(p); err != nil {
 		return nil, err
 	}
 	if err := obs.ValidateKey(p.Request.Key); err != nil {
@@ -234,7 +248,7 @@ func (i *Importer) planImport(ctx context.Context, p *Plan) error {
 		}
 	}
 	if len(img.Tags) < maxTags {
-		img.MarkerTag = ims.Tag{Key: MarkerKey, Value: p.RunID}
+		img.MarkerTag = ims.Tag{Key: MarkerKey, Value: p.marker()}
 	} else {
 		p.Warnings = append(p.Warnings, fmt.Sprintf("with %d tags there is no room for the tag %s: if the answer to the "+
 			"import call is lost, the image can only be looked for by name", len(img.Tags), MarkerKey))
@@ -252,6 +266,9 @@ func (i *Importer) planImport(ctx context.Context, p *Plan) error {
 			p.Warnings = append(p.Warnings, fmt.Sprintf("%q is in no public list of operating systems; the region's own list decides", img.OSVersion))
 		}
 		return nil
+	}
+	if p.resume != nil && p.resume.Import.open() {
+		return nil // the service may have made the image already
 	}
 	if err := i.checkObject(ctx, p); err != nil {
 		return err
@@ -293,12 +310,13 @@ func (i *Importer) checkObject(ctx context.Context, p *Plan) error {
 		return nil
 	}
 	for _, k := range p.keys() {
-		_, err := i.OBS.Stat(ctx, bucket, k)
+		info, err := i.OBS.Stat(ctx, bucket, k)
 		var oe *obs.Error
 		switch {
 		case errors.As(err, &oe) && oe.Kind == obs.KindNotFound:
 		case err != nil:
 			return err
+		case p.ofEarlierRun(info.Metadata[obs.RunIDMetadata]):
 		default:
 			return &CheckError{
 				What:   fmt.Sprintf("obs://%s/%s exists", bucket, k),

@@ -44,6 +44,10 @@ type UploadResult struct {
 	Requests      int `json:"requests"`
 	Retries       int `json:"retries"`
 
+	// PartsResumed and BytesResumed were there from an earlier run. They are of the object.
+	PartsResumed int   `json:"parts_resumed,omitempty"`
+	BytesResumed int64 `json:"bytes_resumed,omitempty"`
+
 	Bitmap *BitmapResult `json:"bitmap,omitempty"` // of RAW
 
 	blocks *bitmap.Map // what the bitmap says
@@ -70,7 +74,9 @@ type Result struct {
 	ImportPath Path   `json:"import_path"`
 	Why        string `json:"why"`
 	// Recovered says that the answer to the import call was lost and the image found by its tag.
-	Recovered  bool         `json:"recovered,omitempty"`
+	Recovered bool `json:"recovered,omitempty"`
+	// Resumed says that an earlier run of the same request was gone on with.
+	Resumed    bool         `json:"resumed,omitempty"`
 	ObjectKept bool         `json:"object_kept"`
 	Upload     UploadResult `json:"upload"`
 	Seconds    float64      `json:"seconds"`
@@ -112,7 +118,10 @@ func (e *NoImageError) Error() string {
 type run struct {
 	*Importer
 	plan *Plan
-	mu   sync.Mutex // events one at a time
+	mu   sync.Mutex // events and warnings one at a time
+
+	begun   atomic.Bool  // the upload's beginning was told
+	resumed atomic.Int64 // bytes of the disk that were there from an earlier run
 }
 
 func (r *run) event(e Event) {
@@ -124,10 +133,26 @@ func (r *run) event(e Event) {
 	r.Events(e)
 }
 
-// Upload sends the plan's disk and its bitmap to the bucket. When it fails, nothing is left there.
+// Upload sends the plan's disk and its bitmap to the bucket. When it fails, nothing is left there, unless
+// it can be gone on with: then the error is a *[ResumableError], or an *[InterruptedError] that says so.
 func (i *Importer) Upload(ctx context.Context, p *Plan) (*UploadResult, error) {
 	r := &run{Importer: i, plan: p}
-	return r.upload(ctx)
+	if err := r.prepare(ctx); err != nil {
+		return nil, r.unprepared(ctx, err)
+	}
+	res, err := r.upload(ctx)
+	if err == nil {
+		p.journal.remove()
+	}
+	return res, err
+}
+
+// unprepared is an error before anything was done.
+func (r *run) unprepared(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return &InterruptedError{Phase: PhaseUpload, Err: ctx.Err(), Next: "Nothing was sent; run the same command again."}
+	}
+	return err
 }
 
 // Run carries out a plan made by [Importer.Plan]: upload, bitmap, import call, job. Until the service has
@@ -137,6 +162,9 @@ func (i *Importer) Upload(ctx context.Context, p *Plan) (*UploadResult, error) {
 func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 	start := time.Now()
 	r := &run{Importer: i, plan: p}
+	if err := r.prepare(ctx); err != nil {
+		return nil, r.unprepared(ctx, err)
+	}
 	up, sub, err := r.uploadAndSubmit(ctx)
 	if err != nil {
 		return nil, err
@@ -151,8 +179,9 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 		ImportPath: p.Path,
 		Why:        p.Why,
 	}
-	res.JobID, res.Recovered = sub.JobID, sub.Recovered
+	res.JobID, res.Recovered, res.Resumed = sub.JobID, sub.Recovered, p.resume != nil
 	if p.Request.NoWait {
+		p.journal.remove()
 		res.ImageID = sub.ImageID
 		res.Status, res.ObjectKept = string(ims.JobInit), !p.Direct()
 		if p.Direct() {
@@ -177,6 +206,7 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 		}
 		r.event(Event{Phase: PhaseCleanup, State: StateDone})
 	}
+	p.journal.remove()
 	res.Seconds = time.Since(start).Seconds()
 	return res, nil
 }
@@ -186,11 +216,16 @@ func (r *run) uploadAndSubmit(ctx context.Context) (*UploadResult, *ims.Submitte
 	if r.plan.Direct() {
 		return r.send(ctx)
 	}
+	if r.plan.resume != nil && r.plan.resume.Import.open() {
+		if up, sub, err := r.follow(ctx); sub != nil || err != nil {
+			return up, sub, err
+		}
+	}
 	up, err := r.upload(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	sub, err := r.submit(ctx)
+	sub, err := r.submit(ctx, up)
 	return up, sub, err
 }
 
@@ -207,19 +242,21 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 		send = r.sendZVHD2
 	}
 	total := p.Disk.Size()
-	r.event(Event{Phase: PhaseUpload, State: StateStart, Unit: UnitBytes, Total: total})
 	res, err := send(ctx)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, &InterruptedError{Phase: PhaseUpload, Err: ctx.Err(), Next: afterAbort(err)}
-		}
-		return nil, err
+		return nil, r.uploadFailed(ctx, err)
 	}
+	r.started(total) // when all was there, nobody has said so
+	resumed := r.resumed.Load()
 	r.event(Event{Phase: PhaseUpload, State: StateDone, Unit: UnitBytes, Done: total, Total: total,
-		Sent: total - res.BytesCopied, Copied: res.BytesCopied})
+		Sent: max(0, total-resumed-res.BytesCopied), Copied: res.BytesCopied, Resumed: resumed})
+	if res.Retries > 0 && p.begin.Target.Generated && p.journal.remembers() {
+		// An answer to beginning the upload may be among those that were lost.
+		r.sweep(ctx, "")
+	}
 	if res.blocks != nil && p.HasBitmap() {
 		if err := r.putBitmap(ctx, res); err != nil {
-			return nil, r.abandon(ctx, PhaseBitmap, err)
+			return nil, r.afterUpload(ctx, PhaseBitmap, err)
 		}
 	}
 	return res, nil
@@ -259,6 +296,8 @@ func (r *run) result(up *obs.UploadResult, stats convert.ScanStats) *UploadResul
 		PartsComposed: up.PartsComposed,
 		Requests:      up.Requests,
 		Retries:       up.Retries,
+		PartsResumed:  up.PartsResumed,
+		BytesResumed:  up.BytesResumed,
 	}
 }
 
@@ -280,16 +319,65 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 		RunID:          p.RunID,
 		BeforeComplete: r.beforeComplete,
 		CleanupTimeout: cleanupLimit,
-		Progress: func(e obs.UploadEvent) {
-			r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: e.Done, Total: e.Total, Sent: e.Sent, Copied: e.Copied})
+		Progress:       r.uploadEvent,
+		Checkpoint:     r.checkpoint,
+		Resumable:      p.journal.remembers(),
+		Resume:         r.remembered(func(s obs.PartState) error { return scanner.Learn(s.Offset, s.Size, s.Note) }),
+		Note: func(part obs.Part) []byte {
+			if p.journal == nil {
+				return nil
+			}
+			note, err := scanner.Note(part.Offset, part.Length)
+			if err != nil {
+				return nil // then the next run reads the part again
+			}
+			return note
 		},
 	})
 	if err != nil {
 		return nil, err
 	}
+	if up.AlreadyComplete {
+		if err := r.readRest(ctx, scanner); err != nil {
+			return nil, restError{err}
+		}
+	}
 	res := r.result(up, scanner.Stats())
 	res.blocks = blocks
 	return res, nil
+}
+
+// restBuffer is how many bytes readRest reads at a time.
+const restBuffer = 4 << 20
+
+// readRest reads what the journal doesn't know of an object that is complete, for the bitmap.
+func (r *run) readRest(ctx context.Context, scanner *convert.Scanner) error {
+	var buf []byte
+	for _, part := range r.plan.Parts.Parts {
+		if _, err := scanner.Note(part.Offset, part.Length); err == nil || part.Zero {
+			continue
+		}
+		if buf == nil {
+			buf = make([]byte, restBuffer)
+		}
+		for off, end := part.Offset, part.Offset+part.Length; off < end; {
+			p := buf[:min(restBuffer, end-off)]
+			if _, err := scanner.ReadRange(ctx, p, off); err != nil {
+				return err
+			}
+			off += int64(len(p))
+		}
+	}
+	return r.plan.Disk.CheckUnchanged()
+}
+
+// uploadEvent passes on how a planned upload goes.
+func (r *run) uploadEvent(e obs.UploadEvent) {
+	if e.Note != "" && strings.HasPrefix(e.Note, "the upload starts anew") {
+		r.warn(e.Note)
+	}
+	r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: e.Done, Total: e.Total,
+		Sent: e.Sent, Copied: e.Copied, Resumed: e.Resumed})
 }
 
 // sendZVHD2 compresses the disk on its way: no local copy, parts are cut as blocks are finished.
@@ -298,6 +386,17 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 	var stats convert.ScanStats
 	var done atomic.Int64
 	total := p.Disk.Size()
+	o := convert.ZVHD2Options{Progress: func(n int64) {
+		r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: done.Add(n), Total: total, Resumed: r.resumed.Load()})
+	}}
+	o.Writer.Level = p.Request.CompressionLevel
+	if p.resume != nil && p.resume.Header != nil {
+		// The same bytes as before are not sent again.
+		o.Writer.Time, o.Writer.UUID = p.resume.Header.Time, p.resume.Header.UUID
+	}
+	encoder := convert.NewZVHD2Stream(p.Disk, o)
+	header := encoder.Header()
+	p.journal.note(true, func(rec *record) { rec.Header = &header })
 	up, err := r.OBS.UploadStream(ctx, obs.StreamOptions{
 		Bucket:         p.Request.Bucket,
 		Key:            p.Request.Key,
@@ -306,18 +405,45 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 		RunID:          p.RunID,
 		BeforeComplete: r.beforeComplete,
 		CleanupTimeout: cleanupLimit,
+		Progress: func(e obs.UploadEvent) {
+			if strings.HasPrefix(e.Note, "the upload starts anew") {
+				r.warn(e.Note)
+			}
+		},
+		Checkpoint: r.checkpoint,
+		Resumable:  p.journal.remembers(),
+		Resume:     r.remembered(func(obs.PartState) error { return nil }),
+		Note:       func(obs.Part) []byte { return encoder.Note() },
+		Reposition: func(parts []obs.PartState, offset int64) (int64, error) {
+			from, before, err := encoder.Resume(notesOf(parts), offset)
+			if err != nil {
+				return 0, nil // all is compressed again, and what the bucket has isn't sent again
+			}
+			r.started(before)
+			return from, nil
+		},
 	}, func(ctx context.Context, w io.Writer) (err error) {
-		o := convert.ZVHD2Options{Progress: func(n int64) {
-			r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: done.Add(n), Total: total})
-		}}
-		o.Writer.Level = p.Request.CompressionLevel
-		stats, err = convert.EncodeZVHD2(ctx, p.Disk, w, o)
+		r.started(0)
+		stats, err = encoder.Encode(ctx, w)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	if up.AlreadyComplete {
+		// What is known of the disk is in the notes; without them only the count is missing.
+		_, _, _ = encoder.Resume(notesOf(p.resume.Upload.Parts), up.Size)
+		stats = encoder.Scanner().Stats()
+	}
 	return r.result(up, stats), nil
+}
+
+func notesOf(parts []obs.PartState) [][]byte {
+	notes := make([][]byte, len(parts))
+	for i, p := range parts {
+		notes[i] = p.Note
+	}
+	return notes
 }
 
 // beforeComplete is the last moment before the parts become an object: the source is looked at once
@@ -327,6 +453,8 @@ func (r *run) beforeComplete(ctx context.Context) error {
 	if err := r.plan.Disk.CheckUnchanged(); err != nil {
 		return err
 	}
+	// Once the object is there, the bitmap is made of what the journal knows of its parts.
+	r.plan.journal.flush()
 	if !r.plan.Request.Overwrite || !r.plan.HasBitmap() {
 		return nil
 	}
@@ -339,7 +467,9 @@ func (r *run) beforeComplete(ctx context.Context) error {
 
 // warn tells of something that stops nothing, now and in the result.
 func (r *run) warn(s string) {
+	r.mu.Lock()
 	r.plan.Warnings = append(r.plan.Warnings, s)
+	r.mu.Unlock()
 	r.event(Event{Phase: PhaseUpload, State: StateWarning, Note: s})
 }
 
@@ -381,7 +511,7 @@ func (r *run) ours(ctx context.Context, key string) (bool, error) {
 	return err == nil && info.Metadata[obs.RunIDMetadata] == r.plan.RunID, err
 }
 
-func (r *run) submit(ctx context.Context) (*ims.Submitted, error) {
+func (r *run) submit(ctx context.Context, up *UploadResult) (*ims.Submitted, error) {
 	r.event(Event{Phase: PhaseSubmit, State: StateStart})
 	for _, key := range r.plan.keys() {
 		ok, err := r.ours(ctx, key)
@@ -392,9 +522,10 @@ func (r *run) submit(ctx context.Context) (*ims.Submitted, error) {
 			}
 		}
 		if err != nil {
-			return nil, r.abandon(ctx, PhaseSubmit, err)
+			return nil, r.afterUpload(ctx, PhaseSubmit, err)
 		}
 	}
+	r.asking(up)
 	sub, err := r.submitImage(ctx)
 	if err != nil {
 		var unclear *ims.AmbiguousSubmitError
@@ -405,12 +536,17 @@ func (r *run) submit(ctx context.Context) (*ims.Submitted, error) {
 			return nil, &ObjectKeptError{r.plan.Request.Bucket, r.plan.Request.Key, err}
 		case ctx.Err() != nil:
 			// The call may have gone out just before the interrupt.
-			return nil, &InterruptedError{Phase: PhaseSubmit, Err: ctx.Err(), Next: fmt.Sprintf(
-				"The import may have been accepted: look for an image named %q. The object was kept: obs://%s/%s",
-				r.plan.Request.Image.Name, r.plan.Request.Bucket, r.plan.Request.Key)}
+			next := fmt.Sprintf("The import may have been accepted: look for an image named %q. The object was kept: obs://%s/%s",
+				r.plan.Request.Image.Name, r.plan.Request.Bucket, r.plan.Request.Key)
+			if r.plan.journal.remembers() {
+				next = "The import may have been accepted: run the same command again, and it finds out."
+			}
+			return nil, &InterruptedError{Phase: PhaseSubmit, Err: ctx.Err(), Next: next}
 		}
-		return nil, r.abandon(ctx, PhaseSubmit, err)
+		r.asked(nil)
+		return nil, r.afterUpload(ctx, PhaseSubmit, err)
 	}
+	r.asked(sub)
 	note := "job " + sub.JobID
 	if sub.Recovered {
 		note = fmt.Sprintf("the answer was lost; found image %s by its %s", sub.ImageID, sub.RecoveredBy)
@@ -441,6 +577,12 @@ func (r *run) wait(ctx context.Context, sub *ims.Submitted) (*ims.Image, error) 
 		var job *ims.Job
 		if job, err = r.IMS.WaitJob(ctx, sub.JobID, o); err == nil {
 			id = cmp.Or(job.ImageID, id)
+		} else if r.plan.resume != nil && ims.KindOf(err) == ims.KindNotFound {
+			// The service doesn't remember jobs for ever; the image is what counts.
+			found, ferr := r.IMS.RecoverImport(ctx, req.Image.Name, req.Image.MarkerTag, r.plan.journal.askedAt())
+			if ferr == nil && found != nil {
+				id, err = found.ImageID, nil
+			}
 		}
 	}
 	if err == nil && id == "" {
@@ -453,12 +595,20 @@ func (r *run) wait(ctx context.Context, sub *ims.Submitted) (*ims.Image, error) 
 		image, err = r.IMS.WaitImage(ctx, id, o)
 	}
 	if err != nil {
+		var failed *ims.JobFailedError
+		if errors.As(err, &failed) {
+			r.jobFailed()
+		}
 		if ctx.Err() != nil {
 			next := fmt.Sprintf("The import goes on at the service. Follow it with: imsprep job wait %s", sub.JobID)
 			if sub.JobID == "" {
 				next = fmt.Sprintf("The import goes on at the service. Look at it with: imsprep image show %s", id)
 			}
-			next += fmt.Sprintf("\n  The service still reads the object; delete it when the import is done: obs://%s/%s", req.Bucket, req.Key)
+			if r.plan.journal.remembers() {
+				next += "\n  The same command again follows it, too, and removes the object at the end."
+			} else {
+				next += fmt.Sprintf("\n  The service still reads the object; delete it when the import is done: obs://%s/%s", req.Bucket, req.Key)
+			}
 			return nil, &InterruptedError{Phase: PhaseJob, Err: ctx.Err(), Next: next}
 		}
 		return nil, &ObjectKeptError{req.Bucket, req.Key, err}
@@ -469,22 +619,24 @@ func (r *run) wait(ctx context.Context, sub *ims.Submitted) (*ims.Image, error) 
 
 // abandon removes the objects of a run that failed for good before the service knew of it, and says
 // so if even that fails.
-func (r *run) abandon(ctx context.Context, phase Phase, err error) error {
+func (r *run) abandon(ctx context.Context, phase Phase, err error) (removed bool, _ error) {
 	interrupted := ctx.Err() != nil
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
 	defer cancel()
 	next := "The upload was taken back; run the same command again to start anew."
+	removed = true
 	if derr := r.deleteObjects(clean); derr != nil {
 		left := &ObjectKeptError{r.plan.Request.Bucket, r.plan.Request.Key, err}
 		if !interrupted {
-			return left
+			return false, left
 		}
+		removed = false
 		next = fmt.Sprintf("The object obs://%s/%s is left behind: %v", left.Bucket, left.Key, derr)
 	}
 	if interrupted {
-		return &InterruptedError{Phase: phase, Err: ctx.Err(), Next: next}
+		return removed, &InterruptedError{Phase: phase, Err: ctx.Err(), Next: next}
 	}
-	return err
+	return removed, err
 }
 
 // deleteObjects deletes the run's objects. One that isn't there is fine, and one that isn't the run's
