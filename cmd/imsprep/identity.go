@@ -148,6 +148,7 @@ func (s *settings) clientOptions() ims.Options {
 		// Whoever names an endpoint without TLS means it: the local cloud has none.
 		AllowPlainHTTP: true,
 		OnRetry:        s.onRetry,
+		LookupLimit:    s.lookFor,
 	}
 }
 

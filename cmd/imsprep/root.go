@@ -4,6 +4,7 @@ package main
 
 import (
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -13,6 +14,9 @@ import (
 type streams struct {
 	out, err io.Writer
 	lookup   func(name string) (string, bool) // an environment variable
+	// lookFor is how long an image is looked for when it isn't known whether it was asked for; 0 is
+	// the client's default, in which real services have always shown one.
+	lookFor time.Duration
 }
 
 // app is one run of the program.

@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 	}
 	testscript.Main(cleanupAfter{m, dir}, map[string]func(){
 		"imsprep": func() {
-			os.Exit(run(os.Args[1:], streams{out: os.Stdout, err: os.Stderr, lookup: os.LookupEnv}))
+			os.Exit(run(os.Args[1:], streams{out: os.Stdout, err: os.Stderr, lookup: os.LookupEnv, lookFor: 2 * time.Second}))
 		},
 	})
 }

@@ -29,6 +29,7 @@ type settings struct {
 	skipped     error    // why profile files in the home weren't taken
 	confirmed   []string // bitmap layouts confirmed for this cloud
 	onRetry     func(ims.RetryEvent)
+	lookFor     time.Duration // as in streams
 }
 
 // credentials is one of: an access key with its secret (and a security token when temporary), a
@@ -98,6 +99,7 @@ func (a *app) settings() (*settings, error) {
 		projectName: a.getenv("HW_PROJECT_NAME", "OS_PROJECT_NAME", "OS_TENANT_NAME"),
 		bucket:      a.getenv("IMSPREP_BUCKET"),
 		onRetry:     a.retrying,
+		lookFor:     a.lookFor,
 	}
 	endpoint := func(service string) string {
 		if s.region == "" {

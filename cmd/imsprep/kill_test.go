@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux || darwin
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/imsprep/imsprep/pkg/ims"
+	"github.com/imsprep/imsprep/pkg/ims/imstest"
+	"github.com/imsprep/imsprep/pkg/obs"
+)
+
+// killsWanted is how often the program is killed in one run of the test.
+func killsWanted() int {
+	if raceEnabled || testing.Short() {
+		return 20
+	}
+	return 100
+}
+
+// TestKilledAtRandomMoments kills the program with SIGKILL again and again while it imports a disk. The
+// same command, given once more each time, must end with one image that has the disk's content, and
+// with nothing left in the bucket or in the state folder.
+func TestKilledAtRandomMoments(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	env := startCloud(t, "--job-step", "10ms", "--hash-limit", "1", "--quota", "1000")
+	var wanted atomic.Int64
+	wanted.Store(int64(killsWanted()))
+	var killed, chains, resumed atomic.Int64
+	t.Run("imports", func(t *testing.T) {
+		for n, format := range []string{formatRAW, formatZVHD2} {
+			t.Run(format, func(t *testing.T) {
+				t.Parallel()
+				k := newKiller(t, env, format, rand.New(rand.NewPCG(seed, uint64(n))))
+				for chain := 0; wanted.Load() > 0; chain++ {
+					killed.Add(k.chain(t, fmt.Sprintf("%s-%d", format, chain), &wanted))
+					chains.Add(1)
+				}
+				resumed.Add(k.resumed)
+			})
+		}
+	})
+	t.Logf("killed %d times in %d imports, which resumed %d parts", killed.Load(), chains.Load(), resumed.Load())
+	if resumed.Load() == 0 && !t.Failed() {
+		t.Error("nothing was ever resumed")
+	}
+	if killed.Load() < int64(killsWanted()) && !t.Failed() {
+		t.Errorf("killed %d times, want %d", killed.Load(), killsWanted())
+	}
+}
+
+// startCloud starts a local cloud for the rest of the test and returns the environment of programs that
+// use it.
+func startCloud(t *testing.T, args ...string) map[string]string {
+	t.Helper()
+	data := t.TempDir()
+	cmd := exec.Command(localcloud, append([]string{"--dir", data}, args...)...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	env := map[string]string{"PATH": os.Getenv("PATH"), "IMSPREP_METADATA_ENDPOINT": "off", "HOME": t.TempDir()}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		name, value, ok := strings.Cut(strings.TrimPrefix(lines.Text(), "export "), "=")
+		if !ok {
+			continue
+		}
+		env[name] = strings.Trim(value, `'"`)
+		if name == "IMSPREP_BUCKET" {
+			return env
+		}
+	}
+	t.Fatal("the local cloud said no environment")
+	return nil
+}
+
+// killer imports one disk as one format.
+type killer struct {
+	env      map[string]string
+	r        *rand.Rand
+	format   string
+	program  string
+	disk     string
+	content  string // the sparse hash that the image must have
+	stateDir string
+	normal   time.Duration // of an import that isn't killed
+	resumed  int64         // parts
+	store    *obs.Client
+	service  *ims.Client
+}
+
+func newKiller(t *testing.T, env map[string]string, format string, r *rand.Rand) *killer {
+	t.Helper()
+	k := &killer{env: env, r: r, format: format, disk: filepath.Join(t.TempDir(), "disk.raw"), stateDir: t.TempDir()}
+	var err error
+	if k.program, err = exec.LookPath("imsprep"); err != nil {
+		t.Fatal(err)
+	}
+	k.store, err = obs.New(obs.Options{Endpoint: env["IMSPREP_OBS_ENDPOINT"], Region: env["HW_REGION_NAME"],
+		Credentials: func(context.Context) (obs.Credentials, error) {
+			return obs.Credentials{AccessKey: env["HW_ACCESS_KEY"], SecretKey: env["HW_SECRET_KEY"]}, nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.store.Close)
+	k.service, err = ims.New(ims.Options{Endpoint: env["IMSPREP_IMS_ENDPOINT"], IAMEndpoint: env["IMSPREP_IAM_ENDPOINT"],
+		Region: env["HW_REGION_NAME"], ProjectID: env["HW_PROJECT_ID"], AllowPlainHTTP: true,
+		Auth: ims.AKSK(ims.StaticCredentials(ims.Credentials{AccessKey: env["HW_ACCESS_KEY"], SecretKey: env["HW_SECRET_KEY"]}))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.service.CloseIdleConnections)
+	k.writeDisk(t)
+	return k
+}
+
+// writeDisk makes a disk of noise with holes: enough parts that there is something to kill in.
+func (k *killer) writeDisk(t *testing.T) {
+	t.Helper()
+	const mib = 1 << 20
+	content := make([]byte, 64*mib)
+	noise := rand.NewChaCha8([32]byte{byte(k.r.Uint32())})
+	for _, run := range [][2]int{{0, 9}, {16, 7}, {40, 1}, {50, 14}} {
+		noise.Read(content[run[0]*mib : (run[0]+run[1])*mib])
+	}
+	if err := os.WriteFile(k.disk, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := imstest.NewSparseHash()
+	for i := 0; i < len(content); i += imstest.SparseBlock {
+		h.Add(int64(i/imstest.SparseBlock), content[i:min(i+imstest.SparseBlock, len(content))])
+	}
+	size := int64(len(content))
+	if k.format == formatZVHD2 {
+		size = 1 << 30 // whole GiB
+	}
+	k.content = h.Sum(size)
+}
+
+var existsAlready = regexp.MustCompile(`an image named "[^"]*" exists: ([0-9a-f-]{36})`)
+
+// run gives the command once, and kills it after a while if that is not 0. It returns the image's id
+// when the import has ended.
+func (k *killer) run(t *testing.T, name string, after time.Duration) (image string, killed bool, said string) {
+	t.Helper()
+	cmd := exec.Command(k.program, "import", k.disk, "--name", name, "--os-version", "Ubuntu 22.04 server 64bit",
+		"--format", k.format, "--part-size", "5MiB", "--poll", "20ms", "--json", "--state-dir", k.stateDir)
+	cmd.Dir = t.TempDir()
+	for n, v := range k.env {
+		cmd.Env = append(cmd.Env, n+"="+v)
+	}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if after > 0 {
+		defer time.AfterFunc(after, func() { _ = cmd.Process.Kill() }).Stop()
+	}
+	err := cmd.Wait()
+	said = stderr.String()
+	var result struct {
+		ImageID string `json:"image_id"`
+		Upload  struct {
+			PartsResumed int64 `json:"parts_resumed"`
+		} `json:"upload"`
+	}
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		if jerr := json.Unmarshal(stdout.Bytes(), &result); jerr != nil {
+			t.Fatalf("%s: %v: %s", name, jerr, stdout.String())
+		}
+		k.resumed += result.Upload.PartsResumed
+		return result.ImageID, false, said
+	case !errors.As(err, &exit):
+		t.Fatal(err)
+	case exit.ExitCode() == -1 && after > 0:
+		return "", true, said
+	}
+	// It may have been killed when all was done but said.
+	if m := existsAlready.FindStringSubmatch(said); m != nil {
+		return m[1], false, said
+	}
+	t.Fatalf("%s ended with %v and said:\n%s", name, err, said)
+	return "", false, said
+}
+
+// chain kills one import some times and then lets it end.
+func (k *killer) chain(t *testing.T, name string, wanted *atomic.Int64) (killed int64) {
+	t.Helper()
+	kills := 1 + k.r.IntN(8)
+	var log []string
+	image := ""
+	for image == "" {
+		var after time.Duration
+		// The first import shows how long one takes.
+		if k.normal > 0 && int(killed) < kills {
+			// The further an import is, the less is left of it.
+			x := k.r.Float64()
+			after = 1 + time.Duration(x*x*float64(k.normal))
+		}
+		start := time.Now()
+		id, was, said := k.run(t, name, after)
+		log = append(log, fmt.Sprintf("--- run of %v, killed: %v\n%s", time.Since(start), was, said))
+		if k.normal == 0 {
+			k.normal = time.Since(start)
+		}
+		if was {
+			killed++
+			wanted.Add(-1)
+		}
+		image = id
+	}
+	if err := k.check(t.Context(), name, image); err != nil {
+		t.Fatalf("%s, killed %d times: %v\n%s", name, killed, err, strings.Join(log, "\n"))
+	}
+	return killed
+}
+
+// check looks at what an import has made and left.
+func (k *killer) check(ctx context.Context, name, id string) error {
+	images, err := k.service.ListImages(ctx, ims.ImageFilter{ImageType: "private", Name: name})
+	if err != nil {
+		return err
+	}
+	if len(images) != 1 || images[0].ID != id {
+		return fmt.Errorf("there are %d images of that name, and not %s alone", len(images), id)
+	}
+	if got := fmt.Sprint(images[0].Attributes[imstest.AttrContentSparse]); got != k.content {
+		return fmt.Errorf("the image's content is %s, the disk's is %s", got, k.content)
+	}
+	// The other format's imports use the same bucket: what this one left begins with its own keys, and
+	// those end with its format.
+	var left []string
+	ours := func(key string) bool {
+		return strings.Contains(key, "."+k.format) || k.format == formatRAW && strings.HasSuffix(key, ".mf")
+	}
+	for o, err := range k.store.ListObjects(ctx, k.env["IMSPREP_BUCKET"], "") {
+		if err != nil {
+			return err
+		}
+		if ours(o.Key) {
+			left = append(left, o.Key)
+		}
+	}
+	uploads, err := k.store.ListUploads(ctx, k.env["IMSPREP_BUCKET"], "")
+	if err != nil {
+		return err
+	}
+	for _, u := range uploads {
+		if ours(u.Key) {
+			left = append(left, "upload of "+u.Key)
+		}
+	}
+	entries, err := os.ReadDir(k.stateDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("left: %q", left)
+	}
+	return nil
+}
