@@ -44,8 +44,9 @@ const (
 // cloud is an object store and an image service in memory.
 type cloud struct {
 	*pipeline.Importer
-	store *obstest.Server
-	sim   *imstest.Server
+	store   *obstest.Server
+	sim     *imstest.Server
+	service string // endpoint of sim
 }
 
 // objects lets the simulated service read the store.
@@ -82,6 +83,7 @@ func newCloud(t require, store obstest.Options, sim imstest.Options) (*cloud, fu
 	sim.Accounts = []imstest.Account{{AccessKey: obstest.AccessKey, SecretKey: obstest.SecretKey}}
 	c.sim = imstest.New(sim)
 	srv := httptest.NewServer(c.sim)
+	c.service = srv.URL
 
 	o, err := obs.New(obs.Options{
 		Endpoint: c.store.URL(),
