@@ -12,11 +12,12 @@ import (
 	"sync"
 )
 
+// How far apart the states of an MD5 of zeros are, in bytes: those that are remembered, those that are
+// known beforehand, and of these the first few.
 const (
-	// zeroSumGrid is how far apart the states are that zeroSums remembers, in bytes.
-	zeroSumGrid = 4 << 20
-	// zeroStateGrid is how far apart those are that are known beforehand.
+	zeroSumGrid   = 4 << 20
 	zeroStateGrid = 64 << 20
+	fineStateGrid = zeroSumGrid
 )
 
 // zeroSums knows the MD5 of n zeros, up to MaxPartSize without hashing more than zeroStateGrid of
@@ -53,30 +54,34 @@ func (s *zeroSums) nearest(at *int64) hash.Hash {
 	h := md5.New()
 	for ; *at > 0; *at-- {
 		state, ok := s.states[*at]
-		if !ok && *at%(zeroStateGrid/zeroSumGrid) == 0 {
-			state, ok = zeroState(*at*zeroSumGrid/zeroStateGrid), true
+		if !ok {
+			state = zeroState(*at * zeroSumGrid)
 		}
-		if ok && state != nil && h.(encoding.BinaryUnmarshaler).UnmarshalBinary(state) == nil {
+		if state != nil && h.(encoding.BinaryUnmarshaler).UnmarshalBinary(state) == nil {
 			break
 		}
 	}
 	return h
 }
 
-// zeroState returns what an MD5's MarshalBinary returns after i times zeroStateGrid zeros, nil when
-// that is not known.
-func zeroState(i int64) []byte {
+// zeroState returns what an MD5's MarshalBinary returns after n zeros, nil when that is not known.
+func zeroState(n int64) []byte {
 	const digits = 2 * md5.Size
-	if i < 1 || i > int64(len(zeroStates)/digits) {
+	table, grid := zeroStates, int64(zeroStateGrid)
+	if n < zeroStateGrid {
+		table, grid = fineStates, fineStateGrid
+	}
+	i := int(n / grid)
+	if i < 1 || n%grid != 0 || i > len(table)/digits {
 		return nil
 	}
-	words, err := hex.DecodeString(zeroStates[(i-1)*digits : i*digits])
+	words, err := hex.DecodeString(table[(i-1)*digits : i*digits])
 	if err != nil {
 		return nil
 	}
 	b := append([]byte("md5\x01"), words...)
 	b = append(b, make([]byte, md5.BlockSize)...)
-	return binary.BigEndian.AppendUint64(b, uint64(i)*zeroStateGrid)
+	return binary.BigEndian.AppendUint64(b, uint64(n))
 }
 
 // zeroStates are the four words of an MD5 after 64 MiB, 128 MiB, ... 5 GiB of zeros, in hexadecimal.
@@ -109,3 +114,11 @@ const zeroStates = "" +
 	"b83901c4eec26306f754da562cc9fbaaf9908e9f3d11eaf94afe50e46b2b0885dceacb6f27d04943cb712f1b848d50d4" +
 	"433f6d581aa3e3d4e0768dd24c0bb2d7cc4dce6c415837f32b6af6b8457edfccc3b9aa9f82640de1f6ea716b49077890" +
 	"6953a0d3ef6157fb18798efaffde45c37f8da2586a208add1760ecaa6717f461"
+
+// fineStates are those after 4 MiB, 8 MiB, ... 60 MiB.
+const fineStates = "" +
+	"f33373afe85b8c25bca107904faf451e8c0e35964f29edb826a9c1a544e9df6a5d24063e15013bfdf56f9de13cc2f9d4" +
+	"7725cf733acdc362a65558dddad59005a153e95dbf11e205d5f930080961aac7c464c7e025a9d4341e5b487b33ca098e" +
+	"5e25a3e603ecf1e6c8aa84093c177202719976a77f248508affcf4e0bbc37dd7a8d32228ed6d369a0dae57e38d5a122c" +
+	"3cd5feee83fbf50259ff8037ca10b1576be0eed0daf712f91759f982dba47be3d4cd0643065c1528b6315f1d47d30809" +
+	"8203c591f0fe681760dbc1fba7675966800c22f39c13f991e5ce21ea2c8a5ff77419abe73c38b00948a010983f99dc77"

@@ -22,21 +22,27 @@ func TestZeroSums(t *testing.T) {
 
 // Each state leads to the next one, so a wrong one shows in two links. Some links a run are enough.
 func TestZeroStates(t *testing.T) {
-	const last = MaxPartSize / zeroStateGrid
-	if zeroState(last) == nil || zeroState(last+1) != nil || zeroState(0) != nil {
+	if zeroState(MaxPartSize) == nil || zeroState(MaxPartSize+zeroStateGrid) != nil || zeroState(0) != nil || zeroState(zeroStateGrid+zeroSumGrid) != nil {
 		t.Fatal("the states do not end at the longest part")
 	}
-	for _, i := range []int64{0, last - 1, rand.Int64N(last), rand.Int64N(last)} {
+	link := func(from, to int64) {
 		h := md5.New()
-		if i > 0 {
-			if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(zeroState(i)); err != nil {
+		if from > 0 {
+			if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(zeroState(from)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		_, _ = io.Copy(h, newZeros(zeroStateGrid))
+		_, _ = io.Copy(h, newZeros(to-from))
 		got, _ := h.(encoding.BinaryMarshaler).MarshalBinary()
-		if string(got) != string(zeroState(i+1)) {
-			t.Errorf("the state after %d × %d zeros is %x, not %x", i+1, zeroStateGrid, got, zeroState(i+1))
+		if string(got) != string(zeroState(to)) {
+			t.Errorf("the state after %d zeros is %x, not %x", to, got, zeroState(to))
 		}
+	}
+	for n := int64(fineStateGrid); n <= zeroStateGrid; n += fineStateGrid {
+		link(n-fineStateGrid, n)
+	}
+	const last = MaxPartSize / zeroStateGrid
+	for _, i := range []int64{last - 1, 1 + rand.Int64N(last-1), 1 + rand.Int64N(last-1)} {
+		link(i*zeroStateGrid, (i+1)*zeroStateGrid)
 	}
 }
