@@ -32,6 +32,10 @@ const (
 	// journalShare bounds the time that writing large journals takes, to one in so many.
 	journalShare = 20
 
+	// busyTries and busyPause are how a lock is asked for again: who lists journals has it for a moment.
+	busyTries = 4
+	busyPause = 25 * time.Millisecond
+
 	journalExt = ".json"
 	lockExt    = ".lock"
 	tempExt    = ".tmp"
@@ -191,7 +195,12 @@ func openJournal(dir, name string) (j *journal, found *record, broken, err error
 		return nil, nil, nil, err
 	}
 	path := filepath.Join(dir, name+journalExt)
-	l, err := acquire(strings.TrimSuffix(path, journalExt) + lockExt)
+	l, err := acquire(filepath.Join(dir, name+lockExt))
+	var busy *BusyError
+	for n := 0; n < busyTries && errors.As(err, &busy); n++ {
+		time.Sleep(busyPause) // somebody may only be looking at it
+		l, err = acquire(filepath.Join(dir, name+lockExt))
+	}
 	if err != nil {
 		return nil, nil, nil, err
 	}

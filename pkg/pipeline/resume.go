@@ -329,7 +329,7 @@ func (r *run) started(there int64) {
 	r.resumed.Store(there)
 	e := Event{Phase: PhaseUpload, State: StateStart, Unit: UnitBytes, Total: total, Done: there, Resumed: there}
 	if r.plan.resume != nil && there == 0 {
-		e.Note = "an earlier run had not come far"
+		e.Note = "resuming; no part of it was finished"
 	}
 	r.event(e)
 }

@@ -198,7 +198,14 @@ func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 	res.ObjectKept = p.Request.KeepObject && !p.Direct()
 	if !p.Request.KeepObject && !p.Direct() {
 		r.event(Event{Phase: PhaseCleanup, State: StateStart})
-		if err := r.deleteObjects(ctx); err != nil {
+		err := r.deleteObjects(ctx)
+		if err != nil && ctx.Err() != nil {
+			// The run is done but for this; it takes no time.
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+			err = r.deleteObjects(clean)
+			cancel()
+		}
+		if err != nil {
 			// The image is there and good; an object too many is not worth failing for.
 			res.ObjectKept = true
 			res.Warnings = append(res.Warnings, fmt.Sprintf("the object could not be deleted: %v", err))
