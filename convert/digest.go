@@ -358,12 +358,8 @@ func (s *Scanner) BlockDigests(ctx context.Context, fn func(block int64, sum Blo
 // missing returns an error if the n bytes at off hold something that was neither read nor learned, and
 // that the image doesn't say to be zeros either.
 func (s *Scanner) missing(ctx context.Context, off, n int64) error {
-	start := int64(-1) // of what is to be asked for
-	ask := func(end int64) error {
-		if start < 0 {
-			return nil
-		}
-		for at := start; at < end; {
+	return s.unknown(ctx, off, n, func(at, end int64) error {
+		for at < end {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -376,22 +372,66 @@ func (s *Scanner) missing(ctx context.Context, off, n int64) error {
 			}
 			at += e.Length
 		}
-		start = -1
 		return nil
-	}
-	for at, end := off, off+n; at < end; {
-		known, next := s.found.known(at)
-		if !known && start < 0 {
-			start = at
-		}
-		if known {
-			if err := ask(at); err != nil {
+	})
+}
+
+// ReadRest reads what was neither read nor learned so far and isn't known to be zeros, so that the digest
+// and the counters are those of the whole disk.
+func (s *Scanner) ReadRest(ctx context.Context) error {
+	var buf []byte
+	return s.unknown(ctx, 0, s.size, func(at, end int64) error {
+		for at < end {
+			e, err := s.extent(at, min(end-at, extentWindow))
+			if err != nil {
 				return err
 			}
+			if e.Zero {
+				next := at + e.Length
+				if next < end {
+					next = next / Grain * Grain
+				}
+				if next > at {
+					at = next
+					continue
+				}
+			}
+			if buf == nil {
+				buf = make([]byte, defaultChunk)
+			}
+			p := buf[:min(int64(len(buf)), end-at)]
+			if _, err := s.ReadRange(ctx, p, at); err != nil {
+				return err
+			}
+			at += int64(len(p))
+		}
+		return nil
+	})
+}
+
+// unknown calls fn with every range of the n bytes at off that was neither read nor learned.
+func (s *Scanner) unknown(ctx context.Context, off, n int64, fn func(start, end int64) error) error {
+	start, end := int64(-1), off+n
+	for at := off; at < end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		known, next := s.found.known(at)
+		switch {
+		case !known && start < 0:
+			start = at
+		case known && start >= 0:
+			if err := fn(start, at); err != nil {
+				return err
+			}
+			start = -1
 		}
 		at = min(next, end)
 	}
-	return ask(off + n)
+	if start < 0 {
+		return nil
+	}
+	return fn(start, end)
 }
 
 // known tells whether what is at an offset is known, and up to where the answer holds at least.

@@ -253,6 +253,16 @@ func TestDigestMisses(t *testing.T) {
 	if err != nil || d.String() != referenceDigest(disk) {
 		t.Errorf("%v, %v", d, err)
 	}
+	rest := convert.NewScanner(img, nil).WithDigest()
+	if _, err := rest.ReadRange(t.Context(), make([]byte, convert.Grain), 3<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := rest.ReadRest(t.Context()); err != nil || rest.Stats().BytesRead != 4<<20 {
+		t.Errorf("the rest: %v, %+v", err, rest.Stats())
+	}
+	if d, err := rest.Digest(t.Context()); err != nil || d.String() != referenceDigest(disk) {
+		t.Errorf("%v, %v", d, err)
+	}
 	if _, err := convert.NewScanner(img, nil).Digest(t.Context()); !errors.Is(err, convert.ErrNoDigest) {
 		t.Errorf("without asking for one: %v", err)
 	}

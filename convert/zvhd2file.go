@@ -27,7 +27,17 @@ type ZVHD2Options struct {
 // OpenZVHD2 opens the ZVHD2 image in the size bytes of r, with the virtual size that a cloud shows: whole
 // GiB. A bad image gives an error with a method Refusal() (reason, remedy string). r must outlive it.
 func OpenZVHD2(ctx context.Context, r io.ReaderAt, size int64) (image.Image, error) {
-	meta, err := zvhd2.Preflight(ctx, r, size, zvhd2.Options{MaxVirtualSize: DefaultMaxVirtualSize})
+	return openZVHD2(ctx, r, size, false)
+}
+
+// OpenOriginalZVHD2 is [OpenZVHD2] with the size of the disk that the image was made from, rounded up to
+// 512 bytes.
+func OpenOriginalZVHD2(ctx context.Context, r io.ReaderAt, size int64) (image.Image, error) {
+	return openZVHD2(ctx, r, size, true)
+}
+
+func openZVHD2(ctx context.Context, r io.ReaderAt, size int64, original bool) (image.Image, error) {
+	meta, err := zvhd2.Preflight(ctx, r, size, zvhd2.Options{MaxVirtualSize: DefaultMaxVirtualSize, OriginalSize: original})
 	if err != nil {
 		return nil, err
 	}

@@ -96,6 +96,85 @@ func (c *Client) GetRange(ctx context.Context, bucket, key string, off, n int64)
 	return r, nil
 }
 
+// MaxCopySize is the length in bytes of the longest object that is copied in one request: 5 GB in OBS's
+// documentation, of which the smaller reading is safe.
+const MaxCopySize = 5_000_000_000
+
+// AddMetadata adds user metadata to the object with that ETag, and returns the ETag that it has afterwards.
+// Metadata can't be changed, so the server copies the object onto itself; its other metadata, its type
+// and the class STANDARD stay. KindUnsupported: it is longer than MaxCopySize. KindConflict: it is another
+// object by now.
+func (c *Client) AddMetadata(ctx context.Context, bucket, key, etag string, add map[string]string) (string, error) {
+	if err := c.checkTarget(bucket, key, add); err != nil {
+		return "", err
+	}
+	t := target{op: "add metadata to object", bucket: bucket, key: key, idleFactor: serverWork}
+	fail := func(kind Kind, format string, a ...any) error {
+		return &Error{Op: t.op, Bucket: bucket, Key: key, Kind: kind, Message: fmt.Sprintf(format, a...)}
+	}
+	before, err := c.Stat(ctx, bucket, key)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case etag == "" || before.ETag != etag:
+		return "", fail(KindConflict, "the object was replaced")
+	case before.Size > MaxCopySize:
+		return "", fail(KindUnsupported, "it has %d bytes; up to %d can be copied at once", before.Size, int64(MaxCopySize))
+	}
+	headers := map[string]string{
+		"x-amz-metadata-directive":   "REPLACE",
+		"x-amz-copy-source-if-match": etag,
+		"x-amz-storage-class":        "STANDARD",
+	}
+	for _, meta := range []map[string]string{before.Metadata, add} {
+		for k, v := range meta {
+			headers["x-amz-meta-"+k] = v
+		}
+	}
+	err = c.call(ctx, t, func(ctx context.Context) error {
+		h, err := c.head(ctx, bucket, key)
+		if err != nil {
+			return err
+		}
+		if ct := h.Get("Content-Type"); ct != "" {
+			headers["Content-Type"] = ct
+		}
+		info, err := c.core.CopyObject(ctx, bucket, key, bucket, key, headers, minio.CopySrcOptions{}, minio.PutObjectOptions{})
+		if err == nil && info.ETag == "" {
+			// As with parts: 200 is only the beginning.
+			return &Error{Kind: KindTransient, Code: "CopyWithoutETag", Message: "the server began to copy and failed"}
+		}
+		return err
+	})
+	// Whatever the answer was, the object itself tells: an answer may have been lost, and the second try
+	// then finds another ETag.
+	after, serr := c.Stat(ctx, bucket, key)
+	if serr != nil {
+		if err == nil {
+			err = serr
+		}
+		return "", err
+	}
+	for k, v := range add {
+		if after.Metadata[k] != v {
+			if err == nil {
+				err = fail(KindUnsupported, "the server copied the object, but not with the new metadata")
+			}
+			return "", err
+		}
+	}
+	for k, v := range before.Metadata {
+		if _, replaced := add[k]; !replaced && after.Metadata[k] != v {
+			return "", fail(KindIntegrity, "the object has lost its metadata %q", k)
+		}
+	}
+	if after.Size != before.Size {
+		return "", fail(KindIntegrity, "the object has %d bytes after copying, and %d before", after.Size, before.Size)
+	}
+	return after.ETag, nil
+}
+
 // rangeReader reads a range of an object, over as many answers as it takes.
 type rangeReader struct {
 	c         *Client

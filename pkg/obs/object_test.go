@@ -45,9 +45,15 @@ var readFaults = map[string]obstest.Fault{
 }
 
 func TestReadSurvives(t *testing.T) {
+	t.Parallel()
 	for name, f := range readFaults {
 		t.Run(name, func(t *testing.T) {
-			e := newEnv(t, obstest.Options{}, func(o *Options) { o.IdleTimeout = time.Second })
+			t.Parallel()
+			e := newEnv(t, obstest.Options{}, func(o *Options) {
+				if f.Do == obstest.Stall || f.Do == obstest.StallBody {
+					o.IdleTimeout, o.MaxAttempts = 250*time.Millisecond, 10
+				}
+			})
 			c := e.stored(t, 1, 3<<20)
 			e.server.Inject(f)
 			r, err := e.client.Object(t.Context(), obstest.Bucket, testKey)
@@ -213,6 +219,7 @@ func TestReadFails(t *testing.T) {
 }
 
 func TestGetRangeAfterAPause(t *testing.T) {
+	t.Parallel()
 	// A reader that pauses for longer than the idle limit finds its answer given up, and gets another.
 	e := newEnv(t, obstest.Options{}, func(o *Options) { o.IdleTimeout, o.MaxAttempts = 100*time.Millisecond, 20 })
 	e.server.PutObject(obstest.Bucket, "big", &obstest.Object{Content: obstest.Zeros(64 << 20), ETag: "x", Modified: time.Now()})
@@ -226,5 +233,44 @@ func TestGetRangeAfterAPause(t *testing.T) {
 	}
 	if err := rc.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestAddMetadata adds to what an object has, whatever happens on the way, and to that object only.
+func TestAddMetadata(t *testing.T) {
+	for name, tc := range map[string]struct {
+		fault obstest.Fault
+		etag  string
+		want  Kind
+	}{
+		"works":       {fault: obstest.Fault{Op: obstest.OpListParts}},
+		"lost answer": {fault: obstest.Fault{Op: obstest.OpPutObject, Times: 1, Do: obstest.Lose}},
+		"500":         {fault: obstest.Fault{Op: obstest.OpPutObject, Times: 2, Do: obstest.Fail, Status: 500}},
+		"error body":  {fault: obstest.Fault{Op: obstest.OpPutObject, Times: 1, Do: obstest.ErrorBody, Code: "InternalError"}},
+		"refused":     {fault: obstest.Fault{Op: obstest.OpPutObject, Times: 9, Do: obstest.Fail, Status: 501, Code: "NotImplemented"}, want: KindUnsupported},
+		"replaced":    {fault: obstest.Fault{Op: obstest.OpListParts}, etag: "other", want: KindConflict},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, obstest.Options{}, nil)
+			c := noisy(t, 1, 1<<20)
+			e.server.PutObject(obstest.Bucket, testKey, &obstest.Object{Content: c, ETag: "e-2", ContentType: "application/x-disk",
+				Metadata: map[string]string{RunIDMetadata: "run1"}, Modified: time.Now()})
+			e.server.Inject(tc.fault)
+			if tc.etag == "" {
+				tc.etag = "e-2"
+			}
+			got, err := e.client.AddMetadata(t.Context(), obstest.Bucket, testKey, tc.etag, map[string]string{"digest": "x:1"})
+			o := e.server.Object(obstest.Bucket, testKey)
+			if tc.want != KindOther {
+				if KindOf(err) != tc.want || o.ETag != "e-2" {
+					t.Fatalf("%v, object %q", err, o.ETag)
+				}
+				return
+			}
+			if err != nil || got != o.ETag || o.Metadata["digest"] != "x:1" || o.Metadata[RunIDMetadata] != "run1" ||
+				o.ContentType != "application/x-disk" || o.Content.Size() != 1<<20 {
+				t.Fatalf("%q, %v: %+v", got, err, o)
+			}
+		})
 	}
 }

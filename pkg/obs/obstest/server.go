@@ -34,7 +34,7 @@ const (
 	maxPart  = 5 << 30
 	maxParts = 10_000
 	// zeroGrid is how far apart the states are that zeroHash remembers.
-	zeroGrid = 8 << 20
+	zeroGrid = 4 << 20
 )
 
 // Account is a key pair the server accepts.
@@ -58,6 +58,9 @@ type Options struct {
 	// Encrypted makes a store that encrypts: ETags are not MD5s although they look like them, and
 	// answers to writing say so.
 	Encrypted bool
+	// ZeroState, if not nil, returns what an MD5's MarshalBinary returns after n zeros, nil where it is
+	// not known. It saves hashing GiBs of them.
+	ZeroState func(n int64) []byte
 	// UploadsPage is how many uploads a page of ListMultipartUploads has at most, and how many objects
 	// one of ListObjects; 0 is 1000.
 	UploadsPage int
@@ -577,7 +580,18 @@ func (s *Server) copyObject(w http.ResponseWriter, q *Request, source string) {
 		s.fail(w, q.HTTP, 400, "EntityTooLarge", "the copy source is too large")
 		return
 	}
+	if m := q.HTTP.Header.Get("X-Amz-Copy-Source-If-Match"); m != "" && strings.Trim(m, `"`) != from.ETag {
+		s.fail(w, q.HTTP, 412, "PreconditionFailed", "the copy source has another ETag")
+		return
+	}
 	o := *from
+	if q.HTTP.Header.Get("X-Amz-Metadata-Directive") == "REPLACE" {
+		o = s.describe(q.HTTP)
+		o.Content = from.Content
+	} else if bucket == q.Bucket && key == q.Key {
+		s.fail(w, q.HTTP, 400, "InvalidRequest", "copying an object onto itself changes nothing")
+		return
+	}
 	o.ETag, o.Modified, o.PartSizes = s.etagOf(o.Content), s.now(), nil
 	s.PutObject(q.Bucket, q.Key, &o)
 	writeXML(w, struct {
@@ -830,7 +844,7 @@ func (s *Server) copyPart(w http.ResponseWriter, q *Request, f *Fault, id string
 func (s *Server) etagOf(c *Content) string {
 	var h hash.Hash
 	if c.Zero() {
-		h = zeros.of(c.Size())
+		h = zeros.of(c.Size(), s.o.ZeroState)
 	} else {
 		h = md5.New()
 		_, _ = io.Copy(h, c.Reader())
@@ -848,39 +862,38 @@ var zeros zeroHash
 // zeroHash hashes zeros without doing it all over again for every length.
 type zeroHash struct {
 	mu     sync.Mutex
-	states [][]byte         // MD5s after 0, 1, 2 ... times zeroGrid zeros
-	asked  map[int64][]byte // MD5s after that many zeros
+	states map[int64][]byte // MD5s after that many zeros
 }
 
-// of is the MD5 after n zeros.
-func (z *zeroHash) of(n int64) hash.Hash {
+// of is the MD5 after n zeros. known is Options.ZeroState.
+func (z *zeroHash) of(n int64, known func(int64) []byte) hash.Hash {
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	if z.states == nil {
+		z.states = map[int64][]byte{}
+	}
 	h := md5.New()
-	if state := z.asked[n]; state != nil {
-		_ = h.(encoding.BinaryUnmarshaler).UnmarshalBinary(state)
+	resume := func(at int64) bool {
+		state := z.states[at]
+		if state == nil && known != nil {
+			state = known(at)
+		}
+		return state != nil && h.(encoding.BinaryUnmarshaler).UnmarshalBinary(state) == nil
+	}
+	if resume(n) {
 		return h
 	}
+	at := n - n%zeroGrid
+	for at > 0 && !resume(at) {
+		at -= zeroGrid
+	}
 	grid := make([]byte, zeroGrid)
-	have := int(min(n/zeroGrid, int64(len(z.states))-1))
-	if have >= 0 {
-		_ = h.(encoding.BinaryUnmarshaler).UnmarshalBinary(z.states[have])
+	for at < n {
+		step := min(zeroGrid, n-at)
+		h.Write(grid[:step])
+		at += step
+		z.states[at], _ = h.(encoding.BinaryMarshaler).MarshalBinary()
 	}
-	for have := max(have, 0); ; have++ {
-		if have == len(z.states) {
-			state, _ := h.(encoding.BinaryMarshaler).MarshalBinary()
-			z.states = append(z.states, state)
-		}
-		if int64(have) == n/zeroGrid {
-			break
-		}
-		h.Write(grid)
-	}
-	h.Write(grid[:n%zeroGrid])
-	if z.asked == nil {
-		z.asked = map[int64][]byte{}
-	}
-	z.asked[n], _ = h.(encoding.BinaryMarshaler).MarshalBinary()
 	return h
 }
 
