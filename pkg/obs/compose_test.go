@@ -76,6 +76,7 @@ func scatteredPlan(t failer, workers int) *Plan {
 }
 
 func TestComposedParts(t *testing.T) {
+	t.Parallel()
 	for _, encrypted := range []bool{false, true} {
 		e := newEnv(t, obstest.Options{Encrypted: encrypted}, nil)
 		d := &disk{content: scatteredContent()}
@@ -105,6 +106,7 @@ func TestComposedParts(t *testing.T) {
 
 // Whatever becomes of any request, the object is right or there is none, and nothing is left.
 func TestComposedPartsThroughFaults(t *testing.T) {
+	t.Parallel()
 	faults := map[string]obstest.Fault{
 		"500":        {Do: obstest.Fail, Status: 500, Code: "InternalError"},
 		"501":        {Do: obstest.Fail, Status: 501, Code: "NotImplemented"},
@@ -122,7 +124,7 @@ func TestComposedPartsThroughFaults(t *testing.T) {
 	}
 	slices.Sort(names)
 	ends := map[string]int{}
-	for seed := range 45 {
+	for seed := range cases(45) {
 		r := rand.New(rand.NewPCG(uint64(seed), 1))
 		size, es := islands(r, 1+r.IntN(6))
 		name := names[seed%len(names)]
@@ -184,6 +186,7 @@ func TestComposedPartsThroughFaults(t *testing.T) {
 
 // The server stops copying when some composed parts are made and others are not.
 func TestComposedPartsRefusedHalfway(t *testing.T) {
+	t.Parallel()
 	for op, after := range map[obstest.Op]int{obstest.OpCopyPart: 40, obstest.OpInitiate: 14, obstest.OpComplete: 12} {
 		e := newEnv(t, obstest.Options{}, nil)
 		f := obstest.Refuse(op, 501, "NotImplemented")
@@ -211,8 +214,10 @@ func TestComposedPartsRefusedHalfway(t *testing.T) {
 }
 
 func TestResumeComposedPartsAfterRandomCuts(t *testing.T) {
+	t.Parallel()
 	deaths := 0
-	for seed := range uint64(7) {
+	seeds := cases(7)
+	for seed := range uint64(seeds) {
 		e, m := newMortalEnv(t)
 		p := scatteredPlan(t, 1+int(seed%3))
 		cutting(t, 2000+seed, e, m, &disk{content: scatteredContent()}, 90, &deaths, func(ctx context.Context, s *State, j *journal, resumable bool) (*UploadResult, error) {
@@ -227,13 +232,14 @@ func TestResumeComposedPartsAfterRandomCuts(t *testing.T) {
 		})
 	}
 	t.Logf("%d interruptions", deaths)
-	if deaths < 7 {
+	if deaths < seeds {
 		t.Fatalf("only %d interruptions", deaths)
 	}
 }
 
 // A run was killed: its helper objects are found by their keys, whichever they are.
 func TestResumeSweepsPieces(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, obstest.Options{}, nil)
 	p := scatteredPlan(t, 1)
 	j := &journal{}
@@ -283,6 +289,7 @@ func TestComposedPartsRefuseLongKeys(t *testing.T) {
 }
 
 func TestSharedZeroObject(t *testing.T) {
+	t.Parallel()
 	if SharedZeroKey(30<<20) != "imsprep-zeros/83886080" || SharedZeroKey(1) != "imsprep-zeros/5242880" || SharedZeroKey(MaxPartSize) != "imsprep-zeros/5368709120" {
 		t.Fatal(SharedZeroKey(30 << 20))
 	}

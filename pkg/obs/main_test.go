@@ -3,6 +3,7 @@
 package obs
 
 import (
+	"flag"
 	"testing"
 	"time"
 
@@ -13,5 +14,18 @@ import (
 func TestMain(m *testing.M) {
 	// minio-go waits for up to this long after an attempt that failed, even if it was the last one.
 	minio.DefaultRetryUnit = time.Microsecond
+	flag.Parse()
+	if raceDetector {
+		// rapid's own default is 100.
+		_ = flag.Set("rapid.checks", "15")
+	}
 	goleak.VerifyTestMain(m)
+}
+
+// cases is how many of n random cases to go through.
+func cases(n int) int {
+	if raceDetector {
+		return (n + 2) / 3
+	}
+	return n
 }

@@ -92,6 +92,7 @@ func TestRefusedKeysAreReplaced(t *testing.T) {
 
 // TestUploadOutlivesItsKeys: keys that end in the middle of an upload, and once more at its completion.
 func TestUploadOutlivesItsKeys(t *testing.T) {
+	t.Parallel()
 	r := &rotation{generation: 1, last: 3}
 	accounts := map[string]obstest.Account{}
 	for g := range 3 {
@@ -134,6 +135,7 @@ func TestUploadOutlivesItsKeys(t *testing.T) {
 // TestUploadKeptWhenKeysEnd: keys that end for good end the run, but not the upload, which goes on with
 // other keys.
 func TestUploadKeptWhenKeysEnd(t *testing.T) {
+	t.Parallel()
 	r := &rotation{generation: 1, last: 1}
 	first := obstest.Account{SecretKey: "secret1", SecurityToken: "token1"}
 	e := newEnv(t, obstest.Options{Accounts: map[string]obstest.Account{

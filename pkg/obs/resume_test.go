@@ -372,9 +372,11 @@ func newMortalEnv(t *testing.T) (*env, *mortal) {
 type closer interface{ CloseIdleConnections() }
 
 func TestResumeAfterRandomCuts(t *testing.T) {
+	t.Parallel()
 	content := makeDisk(t, cutSize, cutExtents, func(i int) bool { return i == 3 }).content
 	deaths := 0
-	for seed := range uint64(40) {
+	seeds := cases(24)
+	for seed := range uint64(seeds) {
 		e, m := newMortalEnv(t)
 		o := PlanOptions{BlockSize: 1 << 20, PartSize: 5 << 20, Workers: 1 + int(seed%4)}
 		if seed%7 == 0 {
@@ -403,15 +405,17 @@ func TestResumeAfterRandomCuts(t *testing.T) {
 		})
 	}
 	t.Logf("%d interruptions", deaths)
-	if deaths < 60 {
+	if deaths < seeds {
 		t.Fatalf("only %d interruptions", deaths)
 	}
 }
 
 func TestResumeStreamAfterRandomCuts(t *testing.T) {
+	t.Parallel()
 	content := noisy(t, 6, 27<<20+123)
 	deaths := 0
-	for seed := range uint64(35) {
+	seeds := cases(20)
+	for seed := range uint64(seeds) {
 		e, m := newMortalEnv(t)
 		r := rand.New(rand.NewPCG(seed, 6))
 		cutting(t, 1000+seed, e, m, &disk{content: content}, 9, &deaths, func(ctx context.Context, s *State, j *journal, resumable bool) (*UploadResult, error) {
@@ -453,7 +457,7 @@ func TestResumeStreamAfterRandomCuts(t *testing.T) {
 		})
 	}
 	t.Logf("%d interruptions", deaths)
-	if deaths < 60 {
+	if deaths < seeds {
 		t.Fatalf("only %d interruptions", deaths)
 	}
 }
@@ -497,6 +501,7 @@ func cutContent(t *testing.T) *obstest.Content {
 }
 
 func TestResumeCases(t *testing.T) {
+	t.Parallel()
 	content := cutContent(t)
 	plan := mustPlan(t, cutSize, cutExtents, cutOptions)
 	complete := func(t *testing.T, e *env, s *State) {
@@ -653,6 +658,7 @@ func TestResumeOnEncryptedStore(t *testing.T) {
 }
 
 func TestResumableKeepsOnlyWhatMaySucceed(t *testing.T) {
+	t.Parallel()
 	content := cutContent(t)
 	plan := mustPlan(t, cutSize, cutExtents, cutOptions)
 	for _, tc := range []struct {
@@ -894,4 +900,59 @@ func TestUnfinishedUploads(t *testing.T) {
 	if _, err := e.client.ListUploads(ctx, obstest.Bucket, ""); KindOf(err) != KindAuth {
 		t.Fatalf("%v", err)
 	}
+}
+
+// TestDiscard: all that an unfinished or a completed run has in the bucket goes, and nothing else.
+func TestDiscard(t *testing.T) {
+	content := cutContent(t)
+	plan := mustPlan(t, cutSize, cutExtents, cutOptions)
+	ctx := t.Context()
+	put := func(e *env, key, runID string) {
+		e.server.PutObject(obstest.Bucket, key, &obstest.Object{Content: obstest.Zeros(1), ETag: "x",
+			Metadata: map[string]string{RunIDMetadata: runID}})
+	}
+	t.Run("unfinished", func(t *testing.T) {
+		e := newEnv(t, obstest.Options{}, nil)
+		s := e.interrupted(t, content, plan, 3)
+		put(e, testKey+ZeroMark+s.RunID+"-0", s.RunID)
+		put(e, testKey, "others")
+		if _, err := e.client.core.NewMultipartUpload(ctx, obstest.Bucket, testKey+ZeroMark+s.RunID+"-1", minio.PutObjectOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if left := e.client.Discard(ctx, *s); len(left) > 0 {
+			t.Errorf("left %q", left)
+		}
+		if k, u := e.server.Keys(obstest.Bucket), e.server.Uploads(); !slices.Equal(k, []string{testKey}) || len(u) > 0 {
+			t.Errorf("objects %q, uploads %q; want the other's object alone", k, u)
+		}
+	})
+	t.Run("completed", func(t *testing.T) {
+		e := newEnv(t, obstest.Options{}, nil)
+		put(e, testKey, "run")
+		put(e, testKey+"x", "run")
+		if left := e.client.Discard(ctx, State{Bucket: obstest.Bucket, Key: testKey, RunID: "run"}); len(left) > 0 {
+			t.Errorf("left %q", left)
+		}
+		if k := e.server.Keys(obstest.Bucket); !slices.Equal(k, []string{testKey + "x"}) {
+			t.Errorf("objects %q", k)
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		e := newEnv(t, obstest.Options{}, nil)
+		s := e.interrupted(t, content, plan, 3)
+		e.server.Inject(obstest.Refuse(obstest.OpAbort, 403, "AccessDenied"))
+		if left := e.client.Discard(ctx, *s); len(left) != 1 || !strings.Contains(left[0], s.UploadID) {
+			t.Errorf("left %q", left)
+		}
+	})
+	t.Run("nothing of ours", func(t *testing.T) {
+		e := newEnv(t, obstest.Options{}, nil)
+		put(e, testKey, "")
+		for _, s := range []State{{}, {Bucket: obstest.Bucket, Key: testKey}, {Bucket: obstest.Bucket, Key: testKey, RunID: "../x"}} {
+			e.client.Discard(ctx, s)
+		}
+		if k := e.server.Keys(obstest.Bucket); len(k) != 1 {
+			t.Errorf("objects %q", k)
+		}
+	})
 }

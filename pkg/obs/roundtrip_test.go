@@ -13,6 +13,7 @@ import (
 // TestRoundTripLeavesNothing: whatever fails, and whenever the run is ended, nothing stays in the bucket
 // that can be removed, and what can't be is named.
 func TestRoundTripLeavesNothing(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name     string
 		fault    *obstest.Fault

@@ -70,6 +70,7 @@ func TestGrowingParts(t *testing.T) {
 }
 
 func TestStreamProperties(t *testing.T) {
+	t.Parallel()
 	names := make([]string, 0, len(survivable))
 	for n := range survivable {
 		names = append(names, n)
@@ -109,6 +110,7 @@ func TestStreamProperties(t *testing.T) {
 
 // Every fault at least once, and the numbers.
 func TestStreamSurvives(t *testing.T) {
+	t.Parallel()
 	content := noisy(t, 1, 23<<20)
 	for name, faults := range survivable {
 		t.Run(name, func(t *testing.T) {
@@ -156,6 +158,7 @@ func TestStreamSurvives(t *testing.T) {
 }
 
 func TestStreamMemoryIsBounded(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, obstest.Options{}, nil)
 	var slabs atomic.Int64
 	e.client.newBuffer = func(n int64) []byte {
@@ -187,6 +190,7 @@ func TestStreamMemoryIsBounded(t *testing.T) {
 }
 
 func TestStreamHoldsTheProducerBack(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, obstest.Options{}, nil)
 	release := make(chan struct{})
 	var open sync.Once
@@ -231,6 +235,7 @@ func TestStreamHoldsTheProducerBack(t *testing.T) {
 }
 
 func TestStreamFails(t *testing.T) {
+	t.Parallel()
 	broken := errors.New("bad sector")
 	content := noisy(t, 4, 23<<20)
 	for _, tc := range []struct {
@@ -316,6 +321,7 @@ func TestStreamFails(t *testing.T) {
 }
 
 func TestStreamCancelled(t *testing.T) {
+	t.Parallel()
 	content := noisy(t, 5, 40<<20)
 	for _, tc := range []struct {
 		name string

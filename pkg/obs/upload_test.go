@@ -114,6 +114,7 @@ type env struct {
 }
 
 func newEnv(t interface{ Cleanup(func()) }, so obstest.Options, change func(*Options)) *env {
+	so.ZeroState = zeroState
 	s := obstest.New(so)
 	o := Options{Endpoint: s.URL(), Region: "test-1", MaxAttempts: 4, IdleTimeout: 20 * time.Second,
 		BackoffBase: time.Millisecond, BackoffCap: 4 * time.Millisecond,
@@ -194,14 +195,14 @@ func mustPlan(t failer, size int64, es []Extent, o PlanOptions) *Plan {
 	return p
 }
 
-// sparse is a small disk with all sorts of parts: 12 MiB data, 30 MiB hole, 7 MiB data, 9 MiB data
-// that reads as zeros, 20 MiB hole, a short tail.
+// sparse is a small disk with all sorts of parts: 12 MiB data, 12 MiB hole, 7 MiB data, 12 MiB data
+// that reads as zeros, 12 MiB hole, a short tail.
 var sparse = []Extent{
-	{0, 12 << 20, false}, {12 << 20, 30 << 20, true}, {42 << 20, 7 << 20, false},
-	{49 << 20, 20 << 20, false}, {69 << 20, 20 << 20, true}, {89 << 20, 1000, false},
+	{0, 12 << 20, false}, {12 << 20, 12 << 20, true}, {24 << 20, 7 << 20, false},
+	{31 << 20, 12 << 20, false}, {43 << 20, 12 << 20, true}, {55 << 20, 1000, false},
 }
 
-const sparseSize = 89<<20 + 1000
+const sparseSize = 55<<20 + 1000
 
 // sparseContent is made once: noise takes longer than some of the tests.
 var sparseContent = sync.OnceValue(func() *obstest.Content {
@@ -288,6 +289,7 @@ func TestUploadCountsWhatItSends(t *testing.T) {
 }
 
 func TestUploadSummaryIsExact(t *testing.T) {
+	t.Parallel()
 	// Without surprises in the data, the plan foretells bytes and requests exactly.
 	es := []Extent{{0, 20 << 20, false}, {20 << 20, 3 << 30, true}, {3<<30 + 20<<20, 8 << 20, false}}
 	size := int64(3<<30 + 28<<20)
@@ -353,6 +355,7 @@ func (c *rapidCleanup) run() {
 }
 
 func TestUploadProperties(t *testing.T) {
+	t.Parallel()
 	all := map[string][]obstest.Fault{}
 	for n, f := range survivable {
 		all[n] = f
@@ -405,6 +408,7 @@ func TestUploadProperties(t *testing.T) {
 
 // Every fault at least once, on a disk that has all sorts of parts.
 func TestUploadSurvives(t *testing.T) {
+	t.Parallel()
 	run := func(t *testing.T, faults []obstest.Fault, refused bool) {
 		e := newEnv(t, obstest.Options{}, nil)
 		d := sparseDisk(t)
@@ -437,6 +441,7 @@ func TestUploadSurvives(t *testing.T) {
 }
 
 func TestUploadFails(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name  string
 		fault obstest.Fault
@@ -535,6 +540,7 @@ func TestUploadSourceFails(t *testing.T) {
 }
 
 func TestUploadCancelled(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		op   obstest.Op
@@ -570,6 +576,7 @@ func TestUploadCancelled(t *testing.T) {
 }
 
 func TestUploadCancelledWhileThrottled(t *testing.T) {
+	t.Parallel()
 	// A back-off of an hour must not outlive the context.
 	e := newEnv(t, obstest.Options{}, func(o *Options) { o.BackoffBase, o.BackoffCap = time.Hour, time.Hour })
 	d := sparseDisk(t)
@@ -605,6 +612,7 @@ func TestUploadCompleteLostWhileCancelled(t *testing.T) {
 }
 
 func TestUploadIdleLimit(t *testing.T) {
+	t.Parallel()
 	for _, do := range []obstest.Action{obstest.Stall, obstest.StallBody} {
 		e := newEnv(t, obstest.Options{}, func(o *Options) { o.IdleTimeout, o.MaxAttempts = 300*time.Millisecond, 20 })
 		d := sparseDisk(t)
@@ -705,6 +713,7 @@ type readFunc func([]byte) (int, error)
 func (f readFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestUploadBuffersAreBounded(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, obstest.Options{}, nil)
 	var buffers, bytes atomic.Int64
 	e.client.newBuffer = func(n int64) []byte {
@@ -731,6 +740,7 @@ func TestUploadBuffersAreBounded(t *testing.T) {
 }
 
 func TestUploadTiB(t *testing.T) {
+	t.Parallel()
 	const size = 1 << 40
 	var es []Extent
 	for i := range int64(16) {
@@ -759,6 +769,7 @@ func TestUploadTiB(t *testing.T) {
 }
 
 func TestUploadManyParts(t *testing.T) {
+	t.Parallel()
 	// More than one page of the part list.
 	const size = 1100 * int64(MaxPartSize)
 	e := newEnv(t, obstest.Options{}, nil)
