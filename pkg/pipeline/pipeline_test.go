@@ -572,7 +572,7 @@ func TestNoWaitAndKeepObject(t *testing.T) {
 	if err != nil || !res.ObjectKept || res.ImageID == "" {
 		t.Fatalf("result %+v, %v", res, err)
 	}
-	if keys := c.store.Keys(obstest.Bucket); !slices.Equal(keys, []string{"disk.mf", "disk.raw"}) {
+	if keys := c.store.Keys(obstest.Bucket); !slices.Equal(keys, []string{"disk.mf", "disk.raw", "disk.raw.imsprep.json"}) {
 		t.Errorf("in the bucket: %q", keys)
 	}
 }

@@ -58,6 +58,9 @@ type Request struct {
 	Workers   int   // parts in flight; 0 lets the plan decide
 	Overwrite bool  // replace an object of the same key
 
+	Verify bool // read the object back before the import, or at an upload's end
+	SHA256 bool // compute the plain SHA-256 of the disk, too, in a second, sequential reading
+
 	// AllowDuplicateName imports although an image of that name exists.
 	AllowDuplicateName bool
 	// KeepObject leaves the object and its bitmap in the bucket after a successful import.

@@ -286,10 +286,11 @@ func (r *run) discard(ctx context.Context, old *record) error {
 			}
 		}
 	}
-	mf := BitmapKey(key)
-	if info, err := r.OBS.Stat(ctx, bucket, mf); err == nil && info.Metadata[obs.RunIDMetadata] == old.RunID {
-		if err := r.OBS.Delete(ctx, bucket, mf); err != nil {
-			left = append(left, mf)
+	for _, beside := range []string{BitmapKey(key), AccountKey(key)} {
+		if info, err := r.OBS.Stat(ctx, bucket, beside); err == nil && info.Metadata[obs.RunIDMetadata] == old.RunID {
+			if err := r.OBS.Delete(ctx, bucket, beside); err != nil {
+				left = append(left, beside)
+			}
 		}
 	}
 	if ctx.Err() != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,7 +51,17 @@ type UploadResult struct {
 
 	Bitmap *BitmapResult `json:"bitmap,omitempty"` // of RAW
 
-	blocks *bitmap.Map // what the bitmap says
+	// ContentDigest is that of what was sent, and SHA256, if asked for, its plain SHA-256 in hexadecimal: of
+	// the disk, or of the file where that is sent as it is.
+	ContentDigest *convert.Digest `json:"content_digest,omitempty"`
+	SHA256        string          `json:"sha256,omitempty"`
+	// Verified says that the object was read back and holds what was sent.
+	Verified bool `json:"verified,omitempty"`
+	// Account is the key of the object that tells of this one, if it stays.
+	Account string `json:"account,omitempty"`
+
+	blocks  *bitmap.Map      // what the bitmap says
+	scanner *convert.Scanner // of RAW: what read the disk
 }
 
 // BitmapResult is the bitmap that stands beside the object.
@@ -118,7 +129,9 @@ func (e *NoImageError) Error() string {
 type run struct {
 	*Importer
 	plan *Plan
-	mu   sync.Mutex // events and warnings one at a time
+	// stays tells that the object is to be in the bucket when the run has succeeded.
+	stays bool
+	mu    sync.Mutex // events and warnings one at a time
 
 	begun   atomic.Bool  // the upload's beginning was told
 	resumed atomic.Int64 // bytes of the disk that were there from an earlier run
@@ -136,7 +149,7 @@ func (r *run) event(e Event) {
 // Upload sends the plan's disk and its bitmap to the bucket. When it fails, nothing is left there, unless
 // it can be gone on with: then the error is a *[ResumableError], or an *[InterruptedError] that says so.
 func (i *Importer) Upload(ctx context.Context, p *Plan) (*UploadResult, error) {
-	r := &run{Importer: i, plan: p}
+	r := &run{Importer: i, plan: p, stays: true}
 	if err := r.prepare(ctx); err != nil {
 		return nil, r.unprepared(ctx, err)
 	}
@@ -161,7 +174,7 @@ func (r *run) unprepared(ctx context.Context, err error) error {
 // *InterruptedError when ctx ended.
 func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 	start := time.Now()
-	r := &run{Importer: i, plan: p}
+	r := &run{Importer: i, plan: p, stays: p.Request.KeepObject || p.Request.NoWait}
 	if err := r.prepare(ctx); err != nil {
 		return nil, r.unprepared(ctx, err)
 	}
@@ -249,6 +262,8 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 		send = r.sendZVHD2
 	}
 	total := p.Disk.Size()
+	plain := r.startSHA256(ctx)
+	defer plain.stop()
 	res, err := send(ctx)
 	if err != nil {
 		return nil, r.uploadFailed(ctx, err)
@@ -265,6 +280,17 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 		if err := r.putBitmap(ctx, res); err != nil {
 			return nil, r.afterUpload(ctx, PhaseBitmap, err)
 		}
+	}
+	if res.SHA256, err = plain.wait(); err != nil {
+		return nil, r.afterUpload(ctx, PhaseUpload, err)
+	}
+	if p.Request.Verify {
+		if err := r.readBack(ctx, res); err != nil {
+			return nil, err
+		}
+	}
+	if r.stays {
+		r.describe(ctx, res)
 	}
 	return res, nil
 }
@@ -315,7 +341,7 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	scanner := convert.NewScanner(p.Disk, blocks)
+	scanner := convert.NewScanner(p.Disk, blocks).WithDigest()
 	up, err := r.OBS.Upload(ctx, obs.UploadOptions{
 		Bucket:         p.Request.Bucket,
 		Key:            p.Request.Key,
@@ -345,37 +371,18 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 		return nil, err
 	}
 	if up.AlreadyComplete {
-		if err := r.readRest(ctx, scanner); err != nil {
+		// What the journal doesn't know of an object that is complete, for the bitmap.
+		if err := errors.Join(scanner.ReadRest(ctx), p.Disk.CheckUnchanged()); err != nil {
 			return nil, restError{err}
 		}
 	}
-	res := r.result(up, scanner.Stats())
-	res.blocks = blocks
-	return res, nil
-}
-
-// restBuffer is how many bytes readRest reads at a time.
-const restBuffer = 4 << 20
-
-// readRest reads what the journal doesn't know of an object that is complete, for the bitmap.
-func (r *run) readRest(ctx context.Context, scanner *convert.Scanner) error {
-	var buf []byte
-	for _, part := range r.plan.Parts.Parts {
-		if _, err := scanner.Note(part.Offset, part.Length); err == nil || part.Zero {
-			continue
-		}
-		if buf == nil {
-			buf = make([]byte, restBuffer)
-		}
-		for off, end := part.Offset, part.Offset+part.Length; off < end; {
-			p := buf[:min(restBuffer, end-off)]
-			if _, err := scanner.ReadRange(ctx, p, off); err != nil {
-				return err
-			}
-			off += int64(len(p))
-		}
+	digest, err := scanner.Digest(ctx)
+	if err != nil {
+		return nil, restError{err}
 	}
-	return r.plan.Disk.CheckUnchanged()
+	res := r.result(up, scanner.Stats())
+	res.blocks, res.scanner, res.ContentDigest = blocks, scanner, &digest
+	return res, nil
 }
 
 // uploadEvent passes on how a planned upload goes.
@@ -402,6 +409,7 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 		o.Writer.Time, o.Writer.UUID = p.resume.Header.Time, p.resume.Header.UUID
 	}
 	encoder := convert.NewZVHD2Stream(p.Disk, o)
+	scanner := encoder.Scanner().WithDigest()
 	header := encoder.Header()
 	p.journal.note(true, func(rec *record) { rec.Header = &header })
 	up, err := r.OBS.UploadStream(ctx, obs.StreamOptions{
@@ -438,11 +446,20 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 		return nil, err
 	}
 	if up.AlreadyComplete {
-		// What is known of the disk is in the notes; without them only the count is missing.
+		// What is known of the disk is in the notes; what is not is read.
 		_, _, _ = encoder.Resume(notesOf(p.resume.Upload.Parts), up.Size)
-		stats = encoder.Scanner().Stats()
+		if err := errors.Join(scanner.ReadRest(ctx), p.Disk.CheckUnchanged()); err != nil {
+			return nil, restError{err}
+		}
+		stats = scanner.Stats()
 	}
-	return r.result(up, stats), nil
+	digest, err := scanner.Digest(ctx)
+	if err != nil {
+		return nil, restError{err}
+	}
+	res := r.result(up, stats)
+	res.ContentDigest = &digest
+	return res, nil
 }
 
 func notesOf(parts []obs.PartState) [][]byte {
@@ -454,22 +471,27 @@ func notesOf(parts []obs.PartState) [][]byte {
 }
 
 // beforeComplete is the last moment before the parts become an object: the source is looked at once
-// more, and a bitmap that belongs to an object about to be replaced goes, so that it never stands
-// beside one that it doesn't fit.
+// more, and bitmap and account of an object about to be replaced go, so that they never stand beside one
+// that they don't fit.
 func (r *run) beforeComplete(ctx context.Context) error {
 	if err := r.plan.Disk.CheckUnchanged(); err != nil {
 		return err
 	}
 	// Once the object is there, the bitmap is made of what the journal knows of its parts.
 	r.plan.journal.flush()
-	if !r.plan.Request.Overwrite || !r.plan.HasBitmap() {
+	if !r.plan.Request.Overwrite {
 		return nil
 	}
-	err := r.OBS.Delete(ctx, r.plan.Request.Bucket, BitmapKey(r.plan.Request.Key))
-	if obs.KindOf(err) == obs.KindNotFound {
-		return nil
+	keys := []string{AccountKey(r.plan.Request.Key)}
+	if r.plan.HasBitmap() {
+		keys = append(keys, BitmapKey(r.plan.Request.Key))
 	}
-	return err
+	for _, key := range keys {
+		if err := r.OBS.Delete(ctx, r.plan.Request.Bucket, key); err != nil && obs.KindOf(err) != obs.KindNotFound {
+			return err
+		}
+	}
+	return nil
 }
 
 // warn tells of something that stops nothing, now and in the result.
@@ -650,7 +672,11 @@ func (r *run) abandon(ctx context.Context, phase Phase, err error) (removed bool
 // is left alone.
 func (r *run) deleteObjects(ctx context.Context) error {
 	var errs []error
-	for _, key := range r.plan.keys() {
+	keys := r.plan.keys()
+	if r.stays && len(keys) > 0 {
+		keys = append(slices.Clone(keys), AccountKey(r.plan.Request.Key))
+	}
+	for _, key := range keys {
 		ok, err := r.ours(ctx, key)
 		if ok {
 			err = r.OBS.Delete(ctx, r.plan.Request.Bucket, key)
