@@ -11,22 +11,24 @@ import (
 // RecoverImport looks for the image of an import call that was made about asked, by this machine's clock,
 // by a process that is no more and may not have got an answer. It looks until Options.LookupLimit has
 // passed since then, once at least. nil without an error means that there is no such image: the service
-// never got the call, or refused it. Without a marker the image is looked for by its name and its time
-// of creation. Several images that could be it are an *[AmbiguousSubmitError].
+// never got the call, or refused it. The image is looked for by its marker, and by its name and time of
+// creation when there is no marker or half of the time has passed. Several images that could be it are
+// an *[AmbiguousSubmitError].
 func (c *Client) RecoverImport(ctx context.Context, name string, marker Tag, asked time.Time) (*Submitted, error) {
-	if now := c.now(); asked.After(now) {
+	if now := time.Now(); asked.After(now) {
 		asked = now // the clock was set back
 	}
-	since := c.serviceTime().Add(asked.Sub(c.now())).Truncate(time.Second).Add(-2 * time.Second)
 	s := submission{name: name, marker: marker}
-	result := &Submitted{SubmittedAt: since}
-	byName, nameSince := "", time.Time{}
-	if marker.Key == "" {
-		byName, nameSince = name, since
-	}
 	until := asked.Add(c.lookupLimit)
 	for attempt := 1; ; attempt++ {
-		image, by, candidates, err := c.findCreated(ctx, marker, byName, nameSince)
+		// As after a lost answer, the tag is believed alone for half of the time. The service's clock is
+		// known from its answers.
+		result := &Submitted{SubmittedAt: asked.Add(c.serviceTime().Sub(c.now())).Truncate(time.Second).Add(-2 * time.Second)}
+		since := time.Time{}
+		if marker.Key == "" || time.Since(asked) >= c.lookupLimit/2 {
+			since = result.SubmittedAt
+		}
+		image, by, candidates, err := c.findCreated(ctx, marker, name, since)
 		switch {
 		case image != nil:
 			return result.recovered(image, by), nil
@@ -35,7 +37,7 @@ func (c *Client) RecoverImport(ctx context.Context, name string, marker Tag, ask
 		case err != nil && (ctx.Err() != nil || !KindOf(err).Temporary()):
 			return nil, err
 		}
-		left := until.Sub(c.now())
+		left := time.Until(until)
 		if left <= 0 {
 			return nil, err
 		}
