@@ -36,6 +36,7 @@ type convertFlags struct {
 	overwrite bool
 	workers   int
 	level     int
+	sha256    bool
 }
 
 func (a *app) convertCommand() *cobra.Command {
@@ -66,6 +67,7 @@ carries its bitmap itself.`,
 	fl.IntVar(&f.level, "compression-level", 0, "of ZVHD2: 1 (fast) to 22 (small) (default: 3)")
 	fl.StringVar(&f.bitmap, "bitmap", "", "file for the bitmap, or none (default: DST's base name with .mf)")
 	fl.StringVar(&f.layout, "bitmap-layout", bitmap.DefaultLayout, "layout of the bitmap file: "+strings.Join(layoutNames(), ", "))
+	fl.BoolVar(&f.sha256, "sha256", false, "compute the plain SHA-256 of the disk, too: reads it a second time, front to back, beside the conversion")
 	fl.BoolVar(&f.overwrite, "overwrite", false, "replace DST and its bitmap if they exist")
 	fl.IntVar(&f.workers, "parallel", 0, "chunks in flight (default: one a processor)")
 	return cmd
@@ -78,6 +80,8 @@ type convertResult struct {
 	Format      string               `json:"format"`
 	VirtualSize int64                `json:"virtual_size"` // bytes
 	DataBytes   int64                `json:"data_bytes"`   // bytes in blocks that aren't all zero
+	Digest      convert.Digest       `json:"content_digest"`
+	SHA256      string               `json:"sha256,omitempty"`
 	Bitmap      *convertBitmapResult `json:"bitmap,omitempty"`
 }
 
@@ -137,12 +141,16 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 		}
 	}
 	done := a.localProgress(phaseConvert, disk.Size())
+	plain := startSHA256(ctx, disk, f.sha256)
+	defer plain.stop()
 	var stats convert.ScanStats
+	var digest convert.Digest
 	if f.output == formatZVHD2 {
 		stats, err = convert.WriteZVHD2(ctx, disk, dst, convert.ZVHD2Options{
 			Writer:    zvhd2.WriterOptions{Level: f.level, Workers: f.workers},
 			Overwrite: f.overwrite,
 			Progress:  done.add,
+			Digest:    &digest,
 		})
 	} else {
 		stats, err = convert.WriteRAW(ctx, disk, dst, convert.RAWOptions{
@@ -150,13 +158,17 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 			Overwrite: f.overwrite,
 			Marker:    blocks,
 			Progress:  done.add,
+			Digest:    &digest,
 		})
 	}
 	done.close(err)
 	if err != nil {
 		return err
 	}
-	res := convertResult{Source: src, Path: dst, Format: f.output, VirtualSize: disk.Size(), DataBytes: stats.DataBytes}
+	res := convertResult{Source: src, Path: dst, Format: f.output, VirtualSize: disk.Size(), DataBytes: stats.DataBytes, Digest: digest}
+	if res.SHA256, err = plain.wait(); err != nil {
+		return fmt.Errorf("%s is complete, but the SHA-256 of the source could not be computed: %w", dst, err)
+	}
 	if mf != "" {
 		if err := writeBitmap(ctx, disk, mf, layout, blocks, f.overwrite); err != nil {
 			return fmt.Errorf("%s is complete, but its bitmap could not be written: %w", dst, err)

@@ -33,6 +33,8 @@ type uploadFlags struct {
 	dryRun            bool
 	stateDir          string
 	restart           bool
+	verify            bool
+	sha256            bool
 }
 
 func (u *uploadFlags) add(cmd *cobra.Command) {
@@ -50,6 +52,8 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	f.StringVar(&u.scratch, "bitmap-scratch", "", "folder for that RAW file, which takes as much room as the disk has data; it is removed")
 	f.BoolVar(&u.restart, "restart", false, "begin anew, and remove what an interrupted run has left, instead of going on with it")
 	f.StringVar(&u.stateDir, "state-dir", "", "folder of the journals that interrupted runs are resumed from (environment: IMSPREP_STATE_DIR)")
+	f.BoolVar(&u.verify, "verify", false, "read the object back and compare its content digest with the source's, before it counts as uploaded")
+	f.BoolVar(&u.sha256, "sha256", false, "compute the plain SHA-256 of the disk, too: reads the disk a second time, front to back, beside the upload")
 	f.BoolVar(&u.dryRun, "dry-run", false, "check everything, show the plan, and stop")
 	for name, values := range map[string][]string{
 		"zero-copy": {"auto", "on", "off"}, "format": {"auto", formatRAW, formatZVHD2}, "bitmap-layout": layoutNames(),
@@ -91,6 +95,7 @@ func (u *uploadFlags) apply(a *app, r *pipeline.Request) (err error) {
 	}
 	r.CompressionLevel = u.level
 	r.KeepZeros = u.keepZeros
+	r.Verify, r.SHA256 = u.verify, u.sha256
 	if r.Restart = u.restart; !u.dryRun {
 		r.StateDir = a.stateDir(u.stateDir)
 	}

@@ -191,6 +191,8 @@ func title(p pipeline.Phase) string {
 		return "Importing"
 	case pipeline.PhaseCleanup:
 		return "Cleaning up"
+	case pipeline.PhaseVerify:
+		return "Reading back"
 	case phaseConvert:
 		return "Converting"
 	case phaseScan:

@@ -89,8 +89,8 @@ No temporary disk is written.`,
 		&cobra.Group{ID: groupLocal, Title: "On this machine:"},
 	)
 	root.AddCommand(
-		a.importCommand(), a.uploadCommand(), a.jobCommand(), a.imageCommand(), a.cleanupCommand(), a.doctorCommand(),
-		a.convertCommand(), a.infoCommand(), a.mapCommand(), a.bitmapCommand(),
+		a.importCommand(), a.uploadCommand(), a.verifyCommand(), a.jobCommand(), a.imageCommand(), a.cleanupCommand(), a.doctorCommand(),
+		a.convertCommand(), a.digestCommand(), a.infoCommand(), a.mapCommand(), a.bitmapCommand(),
 		a.versionCommand(),
 	)
 	return root

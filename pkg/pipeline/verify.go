@@ -93,17 +93,24 @@ func (v *VerifyResult) Problem() string {
 	object := fmt.Sprintf("obs://%s/%s", v.Bucket, v.Key)
 	switch {
 	case v.First != nil:
-		return fmt.Sprintf("%s differs from %s in %d blocks of %d bytes, first at byte %d (block %d): %#02x in the source, %#02x in the object",
-			object, v.Source, v.Blocks, v.BlockSize, v.First.Offset, v.First.Block, v.First.Source, v.First.Object)
+		return fmt.Sprintf("%s differs from %s in %s of %d bytes, first at byte %d (block %d): %#02x in the source, %#02x in the object",
+			object, v.Source, blockCount(v.Blocks), v.BlockSize, v.First.Offset, v.First.Block, v.First.Source, v.First.Object)
 	case v.ObjectDisk != v.VirtualSize:
 		return fmt.Sprintf("%s holds a disk of %d bytes, but %s has %d", object, v.ObjectDisk, v.Source, v.VirtualSize)
 	case v.Bitmap != nil && v.Bitmap.Unmarked > 0:
-		return fmt.Sprintf("%s equals %s, but its bitmap obs://%s/%s lacks %d blocks that hold data, first block %d (byte %d)",
-			object, v.Source, v.Bucket, v.Bitmap.Key, v.Bitmap.Unmarked, v.Bitmap.FirstUnmarked, v.Bitmap.FirstUnmarked*v.Bitmap.BlockSize)
+		return fmt.Sprintf("%s equals %s, but its bitmap obs://%s/%s lacks %s that should be marked as data, first block %d (byte %d)",
+			object, v.Source, v.Bucket, v.Bitmap.Key, blockCount(v.Bitmap.Unmarked), v.Bitmap.FirstUnmarked, v.Bitmap.FirstUnmarked*v.Bitmap.BlockSize)
 	case !v.Equal:
 		return object + " is not what it should be"
 	}
 	return ""
+}
+
+func blockCount(n int64) string {
+	if n == 1 {
+		return "1 block"
+	}
+	return fmt.Sprintf("%d blocks", n)
 }
 
 // MismatchError is an object that doesn't hold what it should.
@@ -419,7 +426,7 @@ func (r *run) readBackBitmap(ctx context.Context, res *UploadResult, data *bitma
 	case v == nil:
 		return "its bitmap isn't there", nil
 	case v.Unmarked > 0:
-		return fmt.Sprintf("its bitmap lacks %d blocks that hold data, the first of them block %d", v.Unmarked, v.FirstUnmarked), nil
+		return fmt.Sprintf("its bitmap lacks %s that should be marked as data, first block %d", blockCount(v.Unmarked), v.FirstUnmarked), nil
 	}
 	return "", nil
 }
