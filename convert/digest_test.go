@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -225,6 +227,15 @@ func TestDigestVector(t *testing.T) {
 	const want = "imsprep-tree-1:5f4638b825b86282e038a68cd835eed8ba2bdb4afacb3623356ffa3478e85262"
 	if d.String() != want || referenceDigest(disk) != want {
 		t.Errorf("got %v and %s, want %s", d, referenceDigest(disk), want)
+	}
+	manual, err := os.ReadFile(filepath.Join("..", "docs", "verification.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, vector := range []string{want, referenceDigest(make([]byte, 1<<20))} {
+		if !bytes.Contains(manual, []byte(vector)) {
+			t.Errorf("docs/verification.md doesn't have %s", vector)
+		}
 	}
 }
 
