@@ -390,8 +390,10 @@ func (r *run) uploadEvent(e obs.UploadEvent) {
 	if e.Note != "" && strings.HasPrefix(e.Note, "the upload starts anew") {
 		r.warn(e.Note)
 	}
-	r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: e.Done, Total: e.Total,
-		Sent: e.Sent, Copied: e.Copied, Resumed: e.Resumed})
+	// What is there is counted part by part; it was told at the beginning.
+	there := max(e.Resumed, r.resumed.Load())
+	r.event(Event{Phase: PhaseUpload, State: StateProgress, Unit: UnitBytes, Done: e.Done - e.Resumed + there, Total: e.Total,
+		Sent: e.Sent, Copied: e.Copied, Resumed: there})
 }
 
 // sendZVHD2 compresses the disk on its way: no local copy, parts are cut as blocks are finished.
@@ -673,7 +675,7 @@ func (r *run) abandon(ctx context.Context, phase Phase, err error) (removed bool
 func (r *run) deleteObjects(ctx context.Context) error {
 	var errs []error
 	keys := r.plan.keys()
-	if r.stays && len(keys) > 0 {
+	if (r.stays || r.plan.resume != nil) && len(keys) > 0 { // an earlier run may have meant it to stay
 		keys = append(slices.Clone(keys), AccountKey(r.plan.Request.Key))
 	}
 	for _, key := range keys {
