@@ -147,6 +147,8 @@ bitmap beside it, starts the import and follows the job until the image is activ
 The image's id is printed on standard output; progress goes to standard error. When the import
 has succeeded, the object and its bitmap are deleted from the bucket unless --keep-object is given;
 they also stay when the import fails or isn't waited for to its end, since the service reads them.
+An import that was interrupted, killed, or ended by trouble that passes goes on where it was when the
+same command is given again; --restart begins anew.
 
 The service has several calls for imports, and --import-path auto takes
   quick   for disks of up to 1 TB, converted here as they are sent. The service doesn't look into

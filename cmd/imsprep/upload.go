@@ -20,7 +20,9 @@ func (a *app) uploadCommand() *cobra.Command {
 		GroupID: groupCloud,
 		Short:   "Send a disk and its bitmap to a bucket, and stop there",
 		Long: `Upload does the first half of an import: it streams the disk to the bucket as RAW, copying zero
-parts on the server, and writes the bitmap beside it under the same base name.`,
+parts on the server, and writes the bitmap beside it under the same base name. An upload that was
+interrupted, killed, or ended by trouble that passes goes on where it was when the same command is
+given again; --restart begins anew.`,
 		Example: `  imsprep upload web-01.qcow2 obs://images/web-01.raw
   imsprep upload web-01.qcow2 obs://images/web-01.raw --dry-run`,
 		Args: a.args(cobra.ExactArgs(2)),
