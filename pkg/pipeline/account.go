@@ -23,7 +23,7 @@ const (
 
 const (
 	accountVersion = 1
-	// maxAccount bounds an account that is read: the digests of 3 TiB of data take 64 MiB.
+	// maxAccount bounds an account in bytes: the digests of 3 TiB of data take 64 MiB.
 	maxAccount = 64 << 20
 )
 
@@ -45,9 +45,6 @@ type account struct {
 
 // AccountKey is where the account of an object is.
 func AccountKey(key string) string { return key + accountSuffix }
-
-// blockDigests are the digests of a disk's blocks that aren't all zeros.
-type blockDigests map[int64]convert.BlockDigest
 
 // packBlocks packs the digests of blocks, which come in order, as base64 of: the blocks that have none since
 // the last run, and how many follow that have one, as a uvarint each; and those digests. And so on.
@@ -74,61 +71,6 @@ func packBlocks(each func(fn func(block int64, sum convert.BlockDigest) error) e
 	})
 	flush()
 	return base64.StdEncoding.EncodeToString(out), err
-}
-
-var errBlocks = errors.New("its list of block digests is damaged")
-
-// unpackBlocks is the reverse of packBlocks for a disk of so many blocks.
-func unpackBlocks(text string, blocks int64) (blockDigests, error) {
-	b, err := base64.StdEncoding.Strict().DecodeString(text)
-	if err != nil {
-		return nil, errBlocks
-	}
-	sums := blockDigests{}
-	var sum convert.BlockDigest
-	for at := int64(0); len(b) > 0; {
-		skip, n := binary.Uvarint(b)
-		if n <= 0 || skip > uint64(blocks-at) {
-			return nil, errBlocks
-		}
-		count, k := binary.Uvarint(b[n:])
-		b = b[max(n, n+k):]
-		at += int64(skip)
-		if k <= 0 || count == 0 || count > uint64(blocks-at) || count > uint64(len(b)/len(sum)) {
-			return nil, errBlocks
-		}
-		for range count {
-			copy(sum[:], b)
-			sums[at] = sum
-			b = b[len(sum):]
-			at++
-		}
-	}
-	return sums, nil
-}
-
-// check refuses an account that can't be of the object that is there.
-func (a *account) check(key string, info obs.ObjectInfo) error {
-	switch {
-	case a.Version != accountVersion:
-		return fmt.Errorf("it has version %d, not %d", a.Version, accountVersion)
-	case a.Key != key || a.ETag == "" || a.ETag != info.ETag || a.ObjectSize != info.Size:
-		return errors.New("it is about another object than the one that is there")
-	}
-	return nil
-}
-
-// readAccount reads the account of an object.
-func readAccount(ctx context.Context, c *obs.Client, bucket, key string) (*account, error) {
-	b, err := readSmall(ctx, c, bucket, AccountKey(key), maxAccount)
-	if err != nil {
-		return nil, err
-	}
-	var a account
-	if err := json.Unmarshal(b, &a); err != nil {
-		return nil, fmt.Errorf("%s is no account: %w", AccountKey(key), err)
-	}
-	return &a, nil
 }
 
 // readSmall reads an object of at most limit bytes.
