@@ -355,6 +355,17 @@ func (s *Scanner) BlockDigests(ctx context.Context, fn func(block int64, sum Blo
 	})
 }
 
+// Block returns the digest of a block of [DigestBlock] bytes, and whether it holds data at all; known is false
+// unless all of it was read or learned, or is known to be zeros.
+func (s *Scanner) Block(block int64) (sum BlockDigest, data, known bool) {
+	off := block * DigestBlock
+	if !s.found.hash || block < 0 || off >= s.size || s.missing(context.Background(), off, min(DigestBlock, s.size-off)) != nil {
+		return sum, false, false
+	}
+	_, d, _, sum := s.found.look(block)
+	return sum, d != 0, true
+}
+
 // missing returns an error if the n bytes at off hold something that was neither read nor learned, and
 // that the image doesn't say to be zeros either.
 func (s *Scanner) missing(ctx context.Context, off, n int64) error {

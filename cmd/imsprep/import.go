@@ -35,6 +35,7 @@ type uploadFlags struct {
 	restart           bool
 	verify            bool
 	sha256            bool
+	reuse             string
 }
 
 func (u *uploadFlags) add(cmd *cobra.Command) {
@@ -52,6 +53,7 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	f.StringVar(&u.scratch, "bitmap-scratch", "", "folder for that RAW file, which takes as much room as the disk has data; it is removed")
 	f.BoolVar(&u.restart, "restart", false, "begin anew, and remove what an interrupted run has left, instead of going on with it")
 	f.StringVar(&u.stateDir, "state-dir", "", "folder of the journals that interrupted runs are resumed from (environment: IMSPREP_STATE_DIR)")
+	f.StringVar(&u.reuse, "reuse", "", "obs://BUCKET/KEY.raw of an earlier upload of this disk: what hasn't changed since is copied from it on the server")
 	f.BoolVar(&u.verify, "verify", false, "read the object back and compare its content digest with the source's, before it counts as uploaded")
 	f.BoolVar(&u.sha256, "sha256", false, "compute the plain SHA-256 of the disk, too: reads the disk a second time, front to back, beside the upload")
 	f.BoolVar(&u.dryRun, "dry-run", false, "check everything, show the plan, and stop")
@@ -96,6 +98,11 @@ func (u *uploadFlags) apply(a *app, r *pipeline.Request) (err error) {
 	r.CompressionLevel = u.level
 	r.KeepZeros = u.keepZeros
 	r.Verify, r.SHA256 = u.verify, u.sha256
+	if u.reuse != "" {
+		if r.Reuse.Bucket, r.Reuse.Key, err = parseObject(u.reuse); err != nil {
+			return err
+		}
+	}
 	if r.Restart = u.restart; !u.dryRun {
 		r.StateDir = a.stateDir(u.stateDir)
 	}

@@ -55,6 +55,16 @@ func (u *upload) composedPart(ctx context.Context, part Part, w *scratch) error 
 			return nil
 		}
 	}
+	if u.mayReuse() {
+		// One copy instead of many, if nothing has changed: worth reading it twice if something has.
+		s, err := u.sumOf(ctx, part, w)
+		if err != nil {
+			return err
+		}
+		if done, err := u.reusePart(ctx, part, s); done || err != nil {
+			return err
+		}
+	}
 	if u.zero.usable() {
 		d, err := u.composeInto(ctx, part, partAddress{u.key, u.id, part.Number}, strconv.Itoa(part.Number), w, nil)
 		if err == nil {
@@ -122,6 +132,7 @@ func (u *upload) composeInto(ctx context.Context, part Part, to partAddress, nam
 			return partDone{}, err
 		}
 		d.sent += pieces[i].sent
+		d.reused += pieces[i].reused
 	}
 	if err := ctx.Err(); err != nil {
 		return partDone{}, u.c.explain(u.target("compose part", u.key), err, nil)
@@ -167,7 +178,11 @@ func (u *upload) dataPiece(ctx context.Context, p Part, to partAddress, w *scrat
 	if allZero {
 		return u.copyZeros(ctx, p, to)
 	}
-	etag, err := u.put(ctx, p, to, sum(md5.Sum(b)), func() io.ReadSeeker { return bytes.NewReader(b) })
+	s := sum(md5.Sum(b))
+	if etag, err := u.reuseInto(ctx, p, to, s); etag != "" || err != nil {
+		return partDone{size: p.Length, etag: etag, reused: p.Length}, err
+	}
+	etag, err := u.put(ctx, p, to, s, func() io.ReadSeeker { return bytes.NewReader(b) })
 	return partDone{size: p.Length, etag: etag, sent: p.Length}, err
 }
 

@@ -173,6 +173,7 @@ func (m *multipart) finish(ctx context.Context) (*UploadResult, error) {
 	res := &UploadResult{RunID: m.runID, BytesSent: m.wire.Load()}
 	for _, d := range m.done {
 		res.Size += d.size
+		res.BytesReused += d.reused
 		switch {
 		case d.resumed:
 			res.PartsResumed++
@@ -214,6 +215,7 @@ type partDone struct {
 	etag   string
 	sent   int64 // bytes of it that were sent
 	copied bool  // the rest was copied
+	reused int64 // of what was copied, bytes from an earlier object
 	// composed means that it was made of pieces.
 	composed bool
 	// resumed means that the server had it from an earlier run.

@@ -67,6 +67,10 @@ type UploadOptions struct {
 	// nothing to do; when the server does not know it any more, or the plan is another one, the upload
 	// starts anew and a note says so. Whether the source is the same is for the caller to know.
 	Resume *State
+	// Reuse, if not nil, tells for a part that was read where the same bytes probably are already, to be
+	// copied from there instead of being sent; false if nowhere. It is called from several goroutines. The
+	// copy is checked by its MD5; when it isn't right or can't be made, a note says so, and all else is sent.
+	Reuse func(Part) (CopySource, bool)
 	// Resumable keeps the unfinished upload after a failure that may pass (KindTransient,
 	// KindCanceled, KindAuth, KindClock and KindQuota) instead of removing it; Error.Kept is its id.
 	// Zero objects are removed all the same.
@@ -98,6 +102,8 @@ type UploadResult struct {
 	PartsComposed int   `json:"parts_composed,omitempty"`
 	BytesSent     int64 `json:"bytes_sent"`   // bodies on the wire: parts, repeated parts, zero seed
 	BytesCopied   int64 `json:"bytes_copied"` // bytes of the object that the server copied
+	// BytesReused are those of them that were copied from where Reuse told.
+	BytesReused int64 `json:"bytes_reused,omitempty"`
 	// What the server had from an earlier run.
 	PartsResumed int   `json:"parts_resumed,omitempty"`
 	BytesResumed int64 `json:"bytes_resumed,omitempty"`
@@ -141,6 +147,7 @@ type upload struct {
 	*multipart
 	source Source
 	note   func(Part) []byte
+	reuse  func(Part) (CopySource, bool)
 	plan   *Plan
 	mode   ZeroCopyMode
 	zero   *zeroObject
@@ -149,6 +156,8 @@ type upload struct {
 	sums      zeroSums
 	// noCondition is set when the server does not know x-amz-copy-source-if-match.
 	noCondition atomic.Bool
+	// reuseRefused is set when copying from an earlier object has failed.
+	reuseRefused atomic.Bool
 }
 
 func (c *Client) newUpload(o UploadOptions) (*upload, error) {
@@ -170,7 +179,7 @@ func (c *Client) newUpload(o UploadOptions) (*upload, error) {
 	if err := o.ZeroCopy.Validate(); err != nil {
 		return nil, err
 	}
-	u := &upload{multipart: m, source: o.Source, note: o.Note, plan: o.Plan, mode: o.ZeroCopy,
+	u := &upload{multipart: m, source: o.Source, note: o.Note, reuse: o.Reuse, plan: o.Plan, mode: o.ZeroCopy,
 		keepZeros: o.KeepZeros}
 	setDefault(&u.mode, o.Plan.ZeroCopy)
 	if u.mode == ZeroCopyOff && u.plan.CopyZeros {
@@ -355,7 +364,11 @@ func (u *upload) dataPart(ctx context.Context, part Part, p []byte) error {
 			return err
 		}
 	}
-	return u.sendPart(ctx, part, sum(md5.Sum(p)), func() io.ReadSeeker { return bytes.NewReader(p) })
+	s := sum(md5.Sum(p))
+	if done, err := u.reusePart(ctx, part, s); done || err != nil {
+		return err
+	}
+	return u.sendPart(ctx, part, s, func() io.ReadSeeker { return bytes.NewReader(p) })
 }
 
 // tryCopy copies a zero part. false without an error means that it must be sent.

@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -58,6 +59,9 @@ type Request struct {
 	Workers   int   // parts in flight; 0 lets the plan decide
 	Overwrite bool  // replace an object of the same key
 
+	// Reuse names a RAW object of an earlier upload; what hasn't changed since is copied from it.
+	Reuse ObjectName
+
 	Verify bool // read the object back before the import, or at an upload's end
 	SHA256 bool // compute the plain SHA-256 of the disk, too, in a second, sequential reading
 
@@ -101,6 +105,7 @@ type Plan struct {
 	begin   record   // what the journal begins with
 	resume  *record  // of an earlier run, to go on with
 	useless *record  // of an earlier run, to be removed
+	reuse   *reusing // nil for none
 }
 
 // Close closes the disk, and lets other runs have the journal.
@@ -207,10 +212,17 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 			Usage:  true,
 		}
 	}
+	if err := i.planReuse(ctx, p); err != nil {
+		return nil, err
+	}
 	if p.Format != FormatZVHD2 || p.choice.asIs {
+		block, part := int64(convert.Grain), r.PartSize // a scanner reads no smaller units
+		if p.reuse != nil {
+			block, part = convert.DigestBlock, cmp.Or(r.PartSize, reusePartSize)
+		}
 		p.Parts, err = obs.NewPlan(p.Disk.Size(), obsExtents(ctx, p.Disk), obs.PlanOptions{
-			BlockSize: convert.Grain, // a scanner reads no smaller units
-			PartSize:  r.PartSize,
+			BlockSize: block,
+			PartSize:  part,
 			Workers:   r.Workers,
 			ZeroCopy:  r.ZeroCopy,
 		})

@@ -31,12 +31,13 @@ type UploadResult struct {
 	Format Format `json:"format"`
 	ETag   string `json:"etag"`
 
-	VirtualSize int64 `json:"virtual_size"` // bytes of the disk
-	ObjectSize  int64 `json:"object_size"`  // bytes; of RAW the same
-	DataBytes   int64 `json:"data_bytes"`   // bytes in blocks that aren't all zero
-	BytesRead   int64 `json:"bytes_read"`   // bytes of the disk read and decoded
-	BytesSent   int64 `json:"bytes_sent"`   // body bytes sent, with the zero object's and those of repeated parts
-	BytesCopied int64 `json:"bytes_copied"` // zeros made on the server by copying
+	VirtualSize int64 `json:"virtual_size"`           // bytes of the disk
+	ObjectSize  int64 `json:"object_size"`            // bytes; of RAW the same
+	DataBytes   int64 `json:"data_bytes"`             // bytes in blocks that aren't all zero
+	BytesRead   int64 `json:"bytes_read"`             // bytes of the disk read and decoded
+	BytesSent   int64 `json:"bytes_sent"`             // body bytes sent, with the zero object's and those of repeated parts
+	BytesCopied int64 `json:"bytes_copied"`           // zeros made on the server by copying, and what was reused
+	BytesReused int64 `json:"bytes_reused,omitempty"` // copied on the server from the object to reuse
 
 	PartsSent   int `json:"parts_sent"`
 	PartsCopied int `json:"parts_copied"`
@@ -324,6 +325,7 @@ func (r *run) result(up *obs.UploadResult, stats convert.ScanStats) *UploadResul
 		BytesRead:     stats.BytesRead,
 		BytesSent:     up.BytesSent,
 		BytesCopied:   up.BytesCopied,
+		BytesReused:   up.BytesReused,
 		PartsSent:     up.PartsSent,
 		PartsCopied:   up.PartsCopied,
 		PartsComposed: up.PartsComposed,
@@ -342,6 +344,10 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 		return nil, err
 	}
 	scanner := convert.NewScanner(p.Disk, blocks).WithDigest()
+	var reuse func(obs.Part) (obs.CopySource, bool)
+	if p.reuse != nil {
+		reuse = func(part obs.Part) (obs.CopySource, bool) { return p.reuse.source(scanner, part) }
+	}
 	up, err := r.OBS.Upload(ctx, obs.UploadOptions{
 		Bucket:         p.Request.Bucket,
 		Key:            p.Request.Key,
@@ -354,6 +360,7 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 		CleanupTimeout: cleanupLimit,
 		Progress:       r.uploadEvent,
 		Checkpoint:     r.checkpoint,
+		Reuse:          reuse,
 		Resumable:      p.journal.remembers(),
 		Resume:         r.remembered(func(s obs.PartState) error { return scanner.Learn(s.Offset, s.Size, s.Note) }),
 		Note: func(part obs.Part) []byte {
@@ -387,7 +394,7 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 
 // uploadEvent passes on how a planned upload goes.
 func (r *run) uploadEvent(e obs.UploadEvent) {
-	if e.Note != "" && strings.HasPrefix(e.Note, "the upload starts anew") {
+	if strings.HasPrefix(e.Note, "the upload starts anew") || strings.HasPrefix(e.Note, "nothing more is copied") {
 		r.warn(e.Note)
 	}
 	// What is there is counted part by part; it was told at the beginning.
