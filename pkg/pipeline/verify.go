@@ -92,11 +92,12 @@ type VerifiedBitmap struct {
 func (v *VerifyResult) Problem() string {
 	object := fmt.Sprintf("obs://%s/%s", v.Bucket, v.Key)
 	switch {
-	case v.First != nil:
-		return fmt.Sprintf("%s differs from %s in %s of %d bytes, first at byte %d (block %d): %#02x in the source, %#02x in the object",
-			object, v.Source, blockCount(v.Blocks), v.BlockSize, v.First.Offset, v.First.Block, v.First.Source, v.First.Object)
+	case v.ObjectDisk != v.VirtualSize && v.First != nil:
+		return fmt.Sprintf("%s holds a disk of %d bytes, but %s has %d; %s", object, v.ObjectDisk, v.Source, v.VirtualSize, v.difference())
 	case v.ObjectDisk != v.VirtualSize:
 		return fmt.Sprintf("%s holds a disk of %d bytes, but %s has %d", object, v.ObjectDisk, v.Source, v.VirtualSize)
+	case v.First != nil:
+		return fmt.Sprintf("%s differs from %s: %s", object, v.Source, v.difference())
 	case v.Bitmap != nil && v.Bitmap.Unmarked > 0:
 		return fmt.Sprintf("%s equals %s, but its bitmap obs://%s/%s lacks %s that should be marked as data, first block %d (byte %d)",
 			object, v.Source, v.Bucket, v.Bitmap.Key, blockCount(v.Bitmap.Unmarked), v.Bitmap.FirstUnmarked, v.Bitmap.FirstUnmarked*v.Bitmap.BlockSize)
@@ -104,6 +105,12 @@ func (v *VerifyResult) Problem() string {
 		return object + " is not what it should be"
 	}
 	return ""
+}
+
+// difference says where and how much.
+func (v *VerifyResult) difference() string {
+	return fmt.Sprintf("%s of %d bytes with other content, the first difference at byte %d (block %d): %#02x in the source, %#02x in the object",
+		blockCount(v.Blocks), v.BlockSize, v.First.Offset, v.First.Block, v.First.Source, v.First.Object)
 }
 
 func blockCount(n int64) string {
@@ -155,8 +162,9 @@ func (plainObject) Extent(off, n int64) (image.Extent, error) {
 	return image.Extent{Start: off, Length: n, Allocated: true}, nil
 }
 
-// openObject opens the disk in an object, as it is now: if the object is replaced, reading fails.
-func openObject(ctx context.Context, c *obs.Client, bucket, key string, zvhd2 bool) (*objectImage, error) {
+// openObject opens the disk in an object, which ought to have size bytes, as it is now: if the object is
+// replaced, reading fails.
+func openObject(ctx context.Context, c *obs.Client, bucket, key string, size int64, zvhd2 bool) (*objectImage, error) {
 	o, err := c.Object(ctx, bucket, key)
 	if err != nil {
 		return nil, err
@@ -169,6 +177,13 @@ func openObject(ctx context.Context, c *obs.Client, bucket, key string, zvhd2 bo
 	}
 	i.format = FormatZVHD2
 	i.Image, err = convert.OpenOriginalZVHD2(ctx, r, o.Size())
+	if err == nil && !i.fits(size) {
+		// A disk that was read from a ZVHD2 file has whole GiB, and may be the file itself.
+		var whole image.Image
+		if whole, err = convert.OpenZVHD2(ctx, r, o.Size()); err == nil && whole.Size() == size {
+			i.Image = whole
+		}
+	}
 	var oe *obs.Error
 	if err != nil && !errors.As(err, &oe) && ctx.Err() == nil {
 		err = &MismatchError{What: fmt.Sprintf("obs://%s/%s is no sound ZVHD2 image: %v", bucket, key, err),
@@ -228,7 +243,7 @@ func (i *Importer) Verify(ctx context.Context, r VerifyRequest) (*VerifyResult, 
 		return nil, err
 	}
 	defer disk.Close()
-	object, err := openObject(ctx, i.OBS, r.Bucket, r.Key, format == FormatZVHD2)
+	object, err := openObject(ctx, i.OBS, r.Bucket, r.Key, disk.Size(), format == FormatZVHD2)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +370,7 @@ func (r *run) readBack(ctx context.Context, res *UploadResult) error {
 		return r.afterUpload(ctx, PhaseVerify, err)
 	}
 	r.event(Event{Phase: PhaseVerify, State: StateStart, Unit: UnitBytes, Total: total})
-	object, err := openObject(ctx, r.OBS, res.Bucket, res.Key, r.plan.Parts == nil)
+	object, err := openObject(ctx, r.OBS, res.Bucket, res.Key, total, r.plan.Parts == nil)
 	if err != nil {
 		return failed(err)
 	}

@@ -201,7 +201,7 @@ func TestVerify(t *testing.T) {
 		if err != nil || res.Equal || res.Blocks != 2 ||
 			*res.First != (pipeline.ObjectDifference{Offset: 6 << 20, Block: 3, Source: other[6<<20], Object: disk[6<<20]}) {
 			t.Errorf("%s, changed: %+v, %v", key, res, err)
-		} else if p := res.Problem(); !strings.Contains(p, "in 2 blocks") || !strings.Contains(p, "byte 6291456 (block 3)") {
+		} else if p := res.Problem(); !strings.Contains(p, "2 blocks of") || !strings.Contains(p, "byte 6291456 (block 3)") {
 			t.Error(p)
 		}
 		for _, n := range []int{-512, -1, 1, 512} {
@@ -241,6 +241,11 @@ func TestVerifyAFileAsItIs(t *testing.T) {
 	c.store.PutObject(obstest.Bucket, "disk.vmdk", &obstest.Object{Content: content, ETag: "e"})
 	res, err := c.Verify(t.Context(), pipeline.VerifyRequest{Source: path, Bucket: obstest.Bucket, Key: "disk.vmdk"})
 	if err != nil || !res.Equal || res.Format != "" {
+		t.Errorf("%+v, %v", res, err)
+	}
+	c.store.PutObject(obstest.Bucket, "empty.raw", &obstest.Object{Content: obstest.Zeros(0), ETag: "e"})
+	res, err = c.Verify(t.Context(), pipeline.VerifyRequest{Source: path, Open: convert.OpenOptions{Format: "raw"}, Bucket: obstest.Bucket, Key: "empty.raw"})
+	if err != nil || res.Equal || !strings.Contains(res.Problem(), "holds a disk of 0 bytes") {
 		t.Errorf("%+v, %v", res, err)
 	}
 }
