@@ -3,12 +3,9 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"syscall"
 	"time"
 
 	"github.com/imsprep/imsprep/convert"
@@ -40,78 +37,37 @@ func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(fo
 
 // exitCode is the one place that turns an error into an exit code.
 func exitCode(err error) int {
-	var (
-		usage       *usageError
-		validation  *ims.ValidationError
-		refused     *convert.RefusedError
-		jobFailed   *ims.JobFailedError
-		timeout     *ims.WaitTimeoutError
-		interrupted *pipeline.InterruptedError
-		check       *pipeline.CheckError
-		unclear     *ims.AmbiguousSubmitError
-		lost        *ims.LostAnswerError
-		obsErr      *obs.Error
-		imsErr      *ims.Error
-		doctor      *doctorError
-		endpoint    *pipeline.EndpointError
-		busy        *pipeline.BusyError
-	)
+	var usage *usageError
+	var doctor *doctorError
+	kind := pipeline.KindOf(err)
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &doctor):
 		return doctor.code
-	case errors.As(err, &interrupted), errors.Is(err, context.Canceled):
+	case kind == pipeline.KindInterrupted:
 		return exitInterrupted
-	case errors.As(err, &unclear), errors.As(err, &lost):
-		// Whatever made the answer unclear: trying again might make a second image.
-		return exitError
-	case errors.As(err, &jobFailed):
-		return exitJobFailed
-	case errors.As(err, &timeout):
-		return exitRunning
-	case errors.As(err, &usage), errors.As(err, &validation), errors.As(err, &check) && check.Usage:
+	case kind == pipeline.KindUnclear, kind == pipeline.KindJob, kind == pipeline.KindRunning:
+		return exitCodes[kind] // whatever the caller makes of it
+	case errors.As(err, &usage):
 		return exitUsage
 	case errors.Is(err, errNoCredentials):
 		return exitAuth
-	case errors.As(err, &refused):
-		return exitRefused
-	case errors.As(err, &busy):
-		return exitTransient
-	case errors.As(err, &endpoint):
-		if endpoint.Transient() {
-			return exitTransient
-		}
-		return exitUsage
-	case errors.As(err, &obsErr):
-		switch obsErr.Kind {
-		case obs.KindAuth, obs.KindClock:
-			return exitAuth
-		case obs.KindTransient:
-			return exitTransient
-		case obs.KindRegion:
-			return exitUsage
-		case obs.KindInvalid:
-			if obsErr.Status == 0 { // refused here, for what the command line says
-				return exitUsage
-			}
-		case obs.KindNotFound:
-			if obsErr.Code == "NoSuchBucket" {
-				return exitUsage
-			}
-		}
-	case errors.As(err, &imsErr):
-		switch imsErr.Kind {
-		case ims.KindAuth, ims.KindPermission:
-			return exitAuth
-		case ims.KindTransient, ims.KindThrottled:
-			return exitTransient
-		}
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
-		// A file or folder that the command line, the environment or the configuration names.
-		return exitUsage
 	}
-	return exitError
+	return exitCodes[kind]
+}
+
+// exitCodes are those of the kinds of failure.
+var exitCodes = map[pipeline.ErrorKind]int{
+	pipeline.KindOther:       exitError,
+	pipeline.KindUsage:       exitUsage,
+	pipeline.KindRefused:     exitRefused,
+	pipeline.KindAuth:        exitAuth,
+	pipeline.KindTransient:   exitTransient,
+	pipeline.KindJob:         exitJobFailed,
+	pipeline.KindRunning:     exitRunning,
+	pipeline.KindUnclear:     exitError,
+	pipeline.KindInterrupted: exitInterrupted,
 }
 
 // hinter is an error that knows what the user can do next.

@@ -233,6 +233,12 @@ func (r *QuickImport) body() quickImportBody {
 
 // The check functions return the rule that is broken, or nothing.
 
+// NameProblem says which rule an image's name breaks, "" if none.
+func NameProblem(name string) string { return checkName(name) }
+
+// TagProblem says which rule a tag breaks, "" if none.
+func TagProblem(t Tag) string { return checkTag(t) }
+
 func checkName(s string) string {
 	const rule = "must be 1 to 128 characters: letters, digits, hyphens, dots, underscores, Chinese characters, " +
 		"and spaces that are neither first nor last"

@@ -195,12 +195,7 @@ func openJournal(dir, name string) (j *journal, found *record, broken, err error
 		return nil, nil, nil, err
 	}
 	path := filepath.Join(dir, name+journalExt)
-	l, err := acquire(filepath.Join(dir, name+lockExt))
-	var busy *BusyError
-	for n := 0; n < busyTries && errors.As(err, &busy); n++ {
-		time.Sleep(busyPause) // somebody may only be looking at it
-		l, err = acquire(filepath.Join(dir, name+lockExt))
-	}
+	l, err := acquirePatiently(filepath.Join(dir, name+lockExt))
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -324,7 +319,10 @@ func (j *journal) write() {
 	}
 }
 
-// replaceFile gives a file new content, whole or not at all, also when the power fails.
+// ReplaceFile gives a file new content, whole or not at all, also when the power fails. Whoever calls it
+// is the only one that writes the file.
+func ReplaceFile(path string, b []byte) error { return replaceFile(path, b) }
+
 func replaceFile(path string, b []byte) (err error) {
 	// The lock makes this process the only one that writes it. What a killed one left is in the way, and
 	// so would be a link that somebody put there.

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 )
 
 // BusyError says that another run is at work on the same disk and target.
@@ -75,6 +78,44 @@ func acquire(path string) (*lock, error) {
 		_ = f.Close()
 	}
 	return nil, fmt.Errorf("lock %s: it comes and goes", path)
+}
+
+// Lock takes a lock on a file, which is made if need be, for this process alone; the system gives it up
+// when the process ends, however that happens. It fails with a [*BusyError] when another has it.
+func Lock(path string) (release func(), err error) {
+	l, err := acquirePatiently(path)
+	if err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(l.release), nil
+}
+
+// Locked tells whether some process has the lock on a file. One that isn't there is locked by nobody.
+func Locked(path string) (bool, error) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	l, err := acquire(path)
+	var busy *BusyError
+	switch {
+	case errors.As(err, &busy):
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	l.release()
+	return false, nil
+}
+
+// acquirePatiently gives somebody who only looks at a lock the time to do so.
+func acquirePatiently(path string) (l *lock, err error) {
+	l, err = acquire(path)
+	var busy *BusyError
+	for n := 0; n < busyTries && errors.As(err, &busy); n++ {
+		time.Sleep(busyPause)
+		l, err = acquire(path)
+	}
+	return l, err
 }
 
 func readPID(f *os.File) int {
