@@ -77,8 +77,9 @@ type Client struct {
 	path     bool // path style
 	o        Options
 
-	// lastSecrets are those of the latest request, to keep them out of error texts.
-	lastSecrets atomic.Pointer[Credentials]
+	// given are the keys of the latest requests: to know which were refused, and to keep them out of error
+	// texts.
+	given keyring
 
 	newBuffer func(n int64) []byte
 }
@@ -116,6 +117,7 @@ func New(o Options) (*Client, error) {
 		meter:     &meter{next: next, idle: o.IdleTimeout},
 		newBuffer: func(n int64) []byte { return make([]byte, n) },
 	}
+	c.meter.keysOf = c.given.ofRequest
 	c.http = &http.Client{
 		Transport:     c.meter,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -224,12 +226,7 @@ func (c *Client) keys(ctx context.Context) (Credentials, error) {
 		// minio-go would send the request unsigned.
 		return Credentials{}, &keysError{fmt.Errorf("the access key or its secret is missing")}
 	}
-	c.lastSecrets.Store(&cr)
-	if ex, ok := ctx.Value(exchangeKey{}).(*exchange); ok {
-		ex.mu.Lock()
-		ex.keys = cr
-		ex.mu.Unlock()
-	}
+	c.given.add(cr)
 	return cr, nil
 }
 
@@ -255,7 +252,7 @@ func (c *Client) call(ctx context.Context, t target, fn func(ctx context.Context
 	if attempts == 0 {
 		attempts = c.o.MaxAttempts
 	}
-	refreshed := false
+	var keys refresh
 	for n := 1; ; n++ {
 		e, again := c.attempt(ctx, t, fn)
 		if e == nil {
@@ -266,8 +263,7 @@ func (c *Client) call(ctx context.Context, t target, fn func(ctx context.Context
 		case ctx.Err() != nil || n >= attempts:
 			return e
 		case again:
-		case e.otherKeys && !refreshed:
-			refreshed = true
+		case keys.again(e):
 		default:
 			return e
 		}
@@ -306,7 +302,7 @@ func (c *Client) attempt(ctx context.Context, t target, fn func(ctx context.Cont
 			err = cerr
 		}
 		e = c.explain(t, err, ex)
-		e.otherKeys = c.otherKeys(ctx, e, ex)
+		c.renew(ctx, e, ex)
 	}
 	if after != nil {
 		after(e)

@@ -7,6 +7,9 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"slices"
+	"strings"
+	"sync"
 )
 
 // Credentials are an access key pair and, for temporary keys, a security token. They print, log and
@@ -57,24 +60,92 @@ func (c Credentials) shownKey() string {
 	return c.AccessKey
 }
 
-// otherKeys tells whether a refused request is worth repeating because the keys may be others by then.
+// keyring remembers the keys that were given lately. minio-go fetches keys for several requests at a
+// time, so only the signed request itself tells which keys it has.
+type keyring struct {
+	mu     sync.Mutex
+	recent []Credentials // the latest last
+}
+
+// keyringSize is how many keys are remembered: those that requests under way can be signed with, and then
+// some.
+const keyringSize = 8
+
+func (k *keyring) add(cr Credentials) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if i := slices.Index(k.recent, cr); i >= 0 {
+		k.recent = slices.Delete(k.recent, i, i+1)
+	} else if len(k.recent) == keyringSize {
+		k.recent = slices.Delete(k.recent, 0, 1)
+	}
+	k.recent = append(k.recent, cr)
+}
+
+func (k *keyring) all() []Credentials {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.recent)
+}
+
+// ofRequest finds the keys that a request was signed with; none if it is not signed.
+func (k *keyring) ofRequest(h http.Header) Credentials {
+	_, rest, _ := strings.Cut(h.Get("Authorization"), "Credential=")
+	id, _, _ := strings.Cut(rest, "/")
+	token := h.Get("X-Amz-Security-Token")
+	for _, cr := range slices.Backward(k.all()) {
+		if cr.AccessKey == id && cr.SecurityToken == token {
+			return cr
+		}
+	}
+	return Credentials{}
+}
+
+// renewal says what became of the keys of a refused request.
+type renewal int
+
+const (
+	renewalNone  renewal = iota // the keys are not the reason, or there are no others
+	renewalMaybe                // they have ended; whether the source has others will show
+	renewalDone                 // the source has others now
+)
+
+// renew tells whether a refused request is worth repeating because the keys may be others by then.
 // It tells the caller's source that the keys were refused.
-func (c *Client) otherKeys(ctx context.Context, e *Error, ex *exchange) bool {
+func (c *Client) renew(ctx context.Context, e *Error, ex *exchange) {
 	ex.mu.Lock()
 	used := ex.keys
 	ex.mu.Unlock()
 	expired := expiredCode(e.Code)
 	if ctx.Err() != nil || used.AccessKey == "" || !expired && !mayBeKeys(e, used.SecurityToken != "") {
-		return false
+		return
 	}
 	if c.o.Refused != nil {
 		c.o.Refused(used)
 	}
-	if expired {
+	e.signedBy = used.AccessKey
+	next, err := c.o.Credentials(ctx)
+	switch {
+	case err == nil && next != used:
+		e.renewal = renewalDone
+	case expired:
+		e.renewal = renewalMaybe
+	}
+}
+
+// refresh allows a call one more attempt when its keys were refused. A request that was signed with those
+// very keys although others were there by then, because it was signed at the same moment, doesn't count.
+type refresh struct{ refused string }
+
+func (r *refresh) again(e *Error) bool {
+	switch {
+	case e.renewal == renewalNone:
+		return false
+	case r.refused == "":
+		r.refused = e.signedBy
 		return true
 	}
-	next, err := c.o.Credentials(ctx)
-	return err == nil && next != used
+	return e.renewal == renewalDone && e.signedBy == r.refused
 }
 
 // mayBeKeys tells whether a refusal can mean that the keys are no longer good. Stores don't agree on how

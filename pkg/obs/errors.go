@@ -62,7 +62,8 @@ type Error struct {
 	Err  error // cause, if it is not the server's answer
 
 	retryAfter time.Duration // as the server asked, 0 = not said
-	otherKeys  bool          // the next attempt has other keys, or may have
+	renewal    renewal       // whether the next attempt has other keys
+	signedBy   string        // access key, if its keys may be why
 }
 
 // Error implements error in one line.

@@ -214,7 +214,7 @@ var secretParameter = regexp.MustCompile(
 // redact removes signatures and the keys in use from a text that came from outside.
 func (c *Client) redact(s string) string {
 	s = secretParameter.ReplaceAllString(s, "${1}"+redacted)
-	if cr := c.lastSecrets.Load(); cr != nil {
+	for _, cr := range c.given.all() {
 		for _, secret := range []string{cr.SecretKey, cr.SecurityToken} {
 			if secret != "" {
 				s = strings.ReplaceAll(s, secret, redacted)

@@ -437,7 +437,7 @@ func (m *multipart) complete(ctx context.Context, key, id string, parts []partDo
 	t := m.target("complete upload", key)
 	t.idleFactor = serverWork
 	t.attempts = 1
-	refreshed := false
+	var keys refresh
 	for n := 1; ; n++ {
 		var etag string
 		err := m.c.call(ctx, t, func(ctx context.Context) error {
@@ -465,8 +465,7 @@ func (m *multipart) complete(ctx context.Context, key, id string, parts []partDo
 			if gone {
 				return "", e
 			}
-		case e.otherKeys && !refreshed:
-			refreshed = true
+		case keys.again(e):
 		default:
 			return "", e
 		}

@@ -9,6 +9,9 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imsprep/imsprep/pkg/obs/obstest"
 )
@@ -87,6 +90,33 @@ func TestRefusedKeysAreReplaced(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+// TestKeysFetchedTogether: minio-go fetches keys once for all requests that ask at the same time. Each of
+// them must still know which keys it was refused with, and get others.
+func TestKeysFetchedTogether(t *testing.T) {
+	t.Parallel()
+	r := &rotation{generation: 1, last: 2}
+	e := newEnv(t, obstest.Options{Accounts: map[string]obstest.Account{
+		"KEY1": {SecretKey: "secret1", SecurityToken: "token1", Expired: true},
+		"KEY2": {SecretKey: "secret2", SecurityToken: "token2"},
+	}}, func(o *Options) {
+		o.Refused = r.Refused
+		o.Credentials = func(ctx context.Context) (Credentials, error) {
+			cr, err := r.Credentials(ctx)
+			time.Sleep(20 * time.Millisecond) // so that the others find this one fetching, with keys that are old by then
+			return cr, err
+		}
+	})
+	var g errgroup.Group
+	for n := range 16 {
+		g.Go(func() error {
+			return e.client.PutSmall(t.Context(), obstest.Bucket, strconv.Itoa(n), []byte("x"), nil)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

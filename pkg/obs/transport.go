@@ -71,8 +71,9 @@ func (ex *exchange) sentRequests() int {
 // meter is the RoundTripper under minio-go: it remembers what an answer said and enforces the idle
 // limit over writing the request, waiting and reading the answer.
 type meter struct {
-	next http.RoundTripper
-	idle time.Duration
+	next   http.RoundTripper
+	idle   time.Duration
+	keysOf func(http.Header) Credentials // nil: nobody asks
 }
 
 func (m *meter) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -96,6 +97,9 @@ func (m *meter) RoundTrip(req *http.Request) (*http.Response, error) {
 	if ex != nil {
 		ex.mu.Lock()
 		ex.sent++
+		if m.keysOf != nil {
+			ex.keys = m.keysOf(req.Header)
+		}
 		ex.mu.Unlock()
 	}
 	resp, err := m.next.RoundTrip(req)
