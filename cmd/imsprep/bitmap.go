@@ -46,7 +46,7 @@ func (a *app) bitmapCreateCommand() *cobra.Command {
 		Args:    a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.usageHint = cmd.CommandPath()
-			l, err := a.lookupLayout(layout)
+			l, err := a.sources().LookupLayout(layout)
 			if err != nil {
 				return err
 			}
@@ -88,7 +88,7 @@ func (a *app) bitmapShowCommand() *cobra.Command {
 			if diskSize <= 0 {
 				return usagef("--size is needed: a bitmap doesn't tell its disk's virtual size")
 			}
-			l, err := a.lookupLayout(layout)
+			l, err := a.sources().LookupLayout(layout)
 			if err != nil {
 				return err
 			}
@@ -121,7 +121,7 @@ vendor's own tool this confirms, or refutes, a layout.`,
 		Args:    a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.usageHint = cmd.CommandPath()
-			l, err := a.lookupLayout(layout)
+			l, err := a.sources().LookupLayout(layout)
 			if err != nil {
 				return err
 			}

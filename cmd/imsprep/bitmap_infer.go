@@ -18,6 +18,7 @@ import (
 
 	"github.com/imsprep/imsprep/bitmap"
 	"github.com/imsprep/imsprep/convert"
+	"github.com/imsprep/imsprep/pkg/settings"
 )
 
 func (a *app) bitmapInferCommand() *cobra.Command {
@@ -135,7 +136,7 @@ func (a *app) readPair(ctx context.Context, raw, mf string) (bitmap.Pair, error)
 // inferLayout is a layout in the document of `bitmap infer`.
 type inferLayout struct {
 	Name string `json:"name"`
-	*layoutSetting
+	*settings.LayoutSetting
 }
 
 type inferResult struct {
@@ -176,7 +177,7 @@ type inferCorrelation struct {
 func newInferResult(pairs int, r bitmap.Inference) inferResult {
 	out := inferResult{Pairs: pairs, Layouts: []inferLayout{}, Equivalent: r.Equivalent, Incomplete: r.Incomplete}
 	for _, l := range r.Layouts {
-		out.Layouts = append(out.Layouts, inferLayout{l.Name, newLayoutSetting(l)})
+		out.Layouts = append(out.Layouts, inferLayout{l.Name, settings.NewLayoutSetting(l)})
 	}
 	for _, s := range r.Separating {
 		out.Separating = append(out.Separating, inferSeparation{s.Probe.Name, s.Files})
@@ -206,12 +207,12 @@ func (a *app) runBitmapInfer(ctx context.Context, args []string, save bool, regi
 	res := newInferResult(len(pairs), found)
 	unique := len(found.Layouts) == 1 && !found.Incomplete
 	if save && unique {
-		c, err := a.config()
+		c, err := a.sources().Config()
 		if err != nil {
 			return err
 		}
-		c.confirm(found.Layouts[0], region)
-		if res.Saved, err = a.saveConfig(c); err != nil {
+		c.Confirm(found.Layouts[0], region)
+		if res.Saved, err = a.sources().SaveConfig(c); err != nil {
 			return err
 		}
 	}
@@ -238,7 +239,7 @@ func (a *app) runBitmapInfer(ctx context.Context, args []string, save bool, regi
 func (a *app) printInference(r inferResult) error {
 	var fields []field
 	for _, l := range r.Layouts {
-		fields = append(fields, field{"layout " + l.Name, l.describe()})
+		fields = append(fields, field{"layout " + l.Name, describeLayout(l.LayoutSetting)})
 	}
 	if r.Incomplete && len(r.Layouts) > 0 {
 		fields = append(fields, field{"and more", "the search met its bounds; more pairs narrow it"})
@@ -260,8 +261,8 @@ func (a *app) printInference(r inferResult) error {
 	return printFields(a.out, fields)
 }
 
-// describe is a layout in words.
-func (s *layoutSetting) describe() string {
+// describeLayout is a layout in words.
+func describeLayout(s *settings.LayoutSetting) string {
 	words := []string{
 		"blocks of " + size(s.BlockSize), s.BitOrder, fmt.Sprintf("%d is data", s.DataBit), fmt.Sprintf("%d past the end", s.PadBit),
 	}

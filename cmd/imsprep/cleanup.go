@@ -81,8 +81,8 @@ func (a *app) runCleanup(ctx context.Context, f *cleanupFlags) error {
 		return err
 	}
 	c := pipeline.Cleanup{
-		Bucket: first(f.bucket, s.bucket), Prefix: f.prefix, OlderThan: f.olderThan,
-		KeptObjects: f.keptObjects, Resumable: f.resumable, StateDir: a.stateDir(f.stateDir),
+		Bucket: first(f.bucket, s.Bucket), Prefix: f.prefix, OlderThan: f.olderThan,
+		KeptObjects: f.keptObjects, Resumable: f.resumable, StateDir: a.sources().StateDir(f.stateDir),
 	}
 	switch {
 	case c.Bucket == "":

@@ -105,7 +105,7 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 	case f.workers < 0 || f.workers > maxParallel:
 		return usagef("--parallel %d: it is 1 to %d, or 0 for one a processor", f.workers, maxParallel)
 	}
-	layout, err := a.lookupLayout(f.layout)
+	layout, err := a.sources().LookupLayout(f.layout)
 	if err != nil {
 		return err
 	}
@@ -198,7 +198,7 @@ func (a *app) checkTargets(disk *convert.Disk, overwrite bool, dst, mf string) e
 			if errors.Is(err, fs.ErrExist) && !overwrite {
 				err = fmt.Errorf("%w; give --overwrite to replace it", err)
 			}
-			return &usageError{err}
+			return &usageError{Err: err}
 		}
 	}
 	return nil

@@ -6,12 +6,12 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imsprep/imsprep/pkg/ims"
 	"github.com/imsprep/imsprep/pkg/pipeline"
+	"github.com/imsprep/imsprep/pkg/settings"
 )
 
 // doctorFlags are the flags of `imsprep doctor`.
@@ -147,31 +147,31 @@ func (a *app) doctor(f *doctorFlags) (d *pipeline.Doctor, closed func()) {
 	closed = func() {}
 	s, err := a.settings()
 	if s == nil {
-		s = &settings{}
+		s = &settings.Settings{}
 	}
 	transport := ims.NewTransport()
 	transport.Proxy = http.ProxyFromEnvironment
 	d = &pipeline.Doctor{
-		Endpoints:        map[string]string{"obs": s.endpoints.obs, "ims": s.endpoints.ims, "iam": s.endpoints.iam},
+		Endpoints:        map[string]string{"obs": s.Endpoints.OBS, "ims": s.Endpoints.IMS, "iam": s.Endpoints.IAM},
 		Transport:        transport,
-		Bucket:           first(f.bucket, s.bucket),
+		Bucket:           first(f.bucket, s.Bucket),
 		OSVersion:        f.osVersion,
 		NoWrite:          f.noWrite,
-		ConfirmedLayouts: s.confirmed,
-		StateDir:         a.stateDir(f.stateDir),
-		Keys:             s.describeKeys(),
+		ConfirmedLayouts: s.Confirmed,
+		StateDir:         a.sources().StateDir(f.stateDir),
+		Keys:             s.Keys(),
 	}
 	if err != nil {
 		d.Err, d.Keys = err, pipeline.Keys{}
 		return d, closed
 	}
-	if s.region == "" {
-		d.Err = s.check()
+	if s.Region == "" {
+		d.Err = s.Check()
 		return d, closed
 	}
 	if d.Keys.Err != nil {
 		// Without keys there are no clients, but that is the keys' finding.
-		d.Importer = &pipeline.Importer{Region: s.region}
+		d.Importer = &pipeline.Importer{Region: s.Region}
 		return d, closed
 	}
 	importer, err := a.importer(s, false)
@@ -180,25 +180,9 @@ func (a *app) doctor(f *doctorFlags) (d *pipeline.Doctor, closed func()) {
 		return d, closed
 	}
 	d.Importer = importer
-	d.Keys = s.describeKeys() // an agency's by now, if there is one
-	d.Keys.Fixed = a.fixedKeys && s.credentials.keys == nil && d.Keys.Get != nil
+	d.Keys = s.Keys() // an agency's by now, if there is one
 	return d, func() {
 		importer.OBS.Close()
 		importer.IMS.CloseIdleConnections()
 	}
-}
-
-// describeKeys says what is known of the credentials, without the secrets.
-func (s *settings) describeKeys() pipeline.Keys {
-	k := pipeline.Keys{Source: s.credentials.source}
-	switch {
-	case !s.credentials.known():
-		k.Err = s.noCredentials()
-	case s.credentials.hasKeys():
-		k.Get = keySource{s}.Credentials
-		if t, ok := s.credentials.keys.(interface{ Expires() time.Time }); ok {
-			k.Expires = t.Expires
-		}
-	}
-	return k
 }

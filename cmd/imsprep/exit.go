@@ -12,6 +12,7 @@ import (
 	"github.com/imsprep/imsprep/pkg/ims"
 	"github.com/imsprep/imsprep/pkg/obs"
 	"github.com/imsprep/imsprep/pkg/pipeline"
+	"github.com/imsprep/imsprep/pkg/settings"
 )
 
 // Exit codes; docs/exit-codes.md is the manual of this list.
@@ -27,13 +28,7 @@ const (
 	exitInterrupted = 130
 )
 
-// usageError is a command line, or a value on it, that can't be carried out as it stands.
-type usageError struct{ err error }
-
-func (e *usageError) Error() string { return e.err.Error() }
-func (e *usageError) Unwrap() error { return e.err }
-
-func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+func usagef(format string, args ...any) error { return &usageError{Err: fmt.Errorf(format, args...)} }
 
 // exitCode is the one place that turns an error into an exit code.
 func exitCode(err error) int {
@@ -51,7 +46,7 @@ func exitCode(err error) int {
 		return exitCodes[kind] // whatever the caller makes of it
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.Is(err, errNoCredentials):
+	case errors.Is(err, settings.ErrNoCredentials):
 		return exitAuth
 	}
 	return exitCodes[kind]

@@ -15,6 +15,7 @@ import (
 	"github.com/imsprep/imsprep/pkg/ims"
 	"github.com/imsprep/imsprep/pkg/obs"
 	"github.com/imsprep/imsprep/pkg/pipeline"
+	"github.com/imsprep/imsprep/pkg/settings"
 )
 
 // uploadFlags are the flags of commands that send a disk to a bucket.
@@ -104,11 +105,11 @@ func (u *uploadFlags) apply(a *app, r *pipeline.Request) (err error) {
 		}
 	}
 	if r.Restart = u.restart; !u.dryRun {
-		r.StateDir = a.stateDir(u.stateDir)
+		r.StateDir = a.sources().StateDir(u.stateDir)
 	}
 	r.ZeroCopy, r.PartSize, r.Workers = mode, int64(u.partSize), u.workers
 	r.Overwrite, r.AcceptUnconfirmed = u.overwrite, u.acceptUnconfirmed
-	r.Layout, err = a.lookupLayout(u.layout)
+	r.Layout, err = a.sources().LookupLayout(u.layout)
 	return err
 }
 
@@ -230,10 +231,10 @@ func waitOptions(timeout, poll time.Duration) ims.WaitOptions {
 	return ims.WaitOptions{First: poll / 2, Interval: poll, MaxInterval: 3 * poll, Limit: timeout}
 }
 
-func (f *importFlags) request(a *app, src string, s *settings) (pipeline.Request, error) {
+func (f *importFlags) request(a *app, src string, s *settings.Settings) (pipeline.Request, error) {
 	r := pipeline.Request{
 		Source: src,
-		Bucket: first(f.bucket, s.bucket),
+		Bucket: first(f.bucket, s.Bucket),
 		Key:    f.key,
 		Image: ims.QuickImport{
 			Name:                f.name,
@@ -249,7 +250,7 @@ func (f *importFlags) request(a *app, src string, s *settings) (pipeline.Request
 		},
 		ImportPath:         pipeline.Path(f.importPath),
 		Extras:             f.extras,
-		ConfirmedLayouts:   s.confirmed,
+		ConfirmedLayouts:   s.Confirmed,
 		AllowDuplicateName: f.allowDuplicate,
 		KeepObject:         f.keepObject,
 		NoWait:             f.noWait,
@@ -360,18 +361,10 @@ func (a *app) runImport(ctx context.Context, src string, f *importFlags) error {
 }
 
 // importer makes the clients. A dry run without a cloud is allowed: it shows the plan, unchecked.
-func (a *app) importer(s *settings, dryRun bool) (*pipeline.Importer, error) {
-	if dryRun && s.check() != nil {
+func (a *app) importer(s *settings.Settings, dryRun bool) (*pipeline.Importer, error) {
+	if dryRun && s.Check() != nil {
 		a.warn([]string{"no region or no credentials: what the cloud would refuse isn't checked"})
 		return &pipeline.Importer{}, nil
 	}
-	i, err := s.imsClient()
-	if err != nil {
-		return nil, err
-	}
-	o, err := s.obsClient(i)
-	if err != nil {
-		return nil, err
-	}
-	return &pipeline.Importer{OBS: o, IMS: i, Region: s.region}, nil
+	return s.Importer()
 }

@@ -129,5 +129,5 @@ func (a *app) imsClient() (*ims.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.imsClient()
+	return s.IMSClient()
 }

@@ -190,12 +190,12 @@ func TestUploadAcrossKeys(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			i, err := s.imsClient()
+			i, err := s.IMSClient()
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer i.CloseIdleConnections()
-			o, err := s.obsClient(i)
+			o, err := s.OBSClient(i)
 			if err != nil {
 				t.Fatal(err)
 			}

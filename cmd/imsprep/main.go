@@ -44,7 +44,7 @@ func run(args []string, s streams) int {
 	root.SetErr(s.err)
 	err := root.ExecuteContext(ctx)
 	if err != nil && !a.started {
-		err = &usageError{err}
+		err = &usageError{Err: err}
 	}
 	return a.finish(err)
 }

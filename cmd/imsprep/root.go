@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/imsprep/imsprep/pkg/settings"
 )
 
 // streams is what the program knows of the world outside. out carries the result and nothing else,
@@ -32,18 +34,10 @@ type app struct {
 
 // globalFlags are the flags of every command.
 type globalFlags struct {
-	json      bool
-	quiet     bool
-	progress  string
-	region    string
-	projectID string
-	cloud     string
-
-	profile string
-
-	agency, agencyDomain string
-
-	obsEndpoint, imsEndpoint, iamEndpoint string
+	json     bool
+	quiet    bool
+	progress string
+	cloud    settings.Options
 }
 
 func (a *app) rootCommand() *cobra.Command {
@@ -77,7 +71,7 @@ No temporary disk is written.`,
 	root.SetVersionTemplate("imsprep {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		a.usageHint = cmd.CommandPath()
-		return &usageError{err}
+		return &usageError{Err: err}
 	})
 	p := root.PersistentFlags()
 	p.BoolVar(&a.flags.json, "json", a.flags.json, "print the result as one JSON document")
@@ -104,15 +98,15 @@ const (
 // cloudFlags adds the flags of commands that speak to a cloud.
 func (a *app) cloudFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&a.flags.region, "region", "", "region id, such as cn-north-4 (environment: HW_REGION_NAME)")
-	f.StringVar(&a.flags.profile, "profile", "", "profile of KooCLI to take credentials from, or metadata for a server's agency (environment: HW_PROFILE)")
-	f.StringVar(&a.flags.agency, "assume-agency", "", "act through this agency, with temporary keys (environment: HW_ASSUME_ROLE_AGENCY_NAME)")
-	f.StringVar(&a.flags.agencyDomain, "assume-domain", "", "account that made the agency (environment: HW_ASSUME_ROLE_DOMAIN_NAME)")
-	f.StringVar(&a.flags.projectID, "project-id", "", "project id; looked up by the region's name if absent (environment: HW_PROJECT_ID)")
-	f.StringVar(&a.flags.cloud, "cloud", "", "huaweicloud, europe, otc, or the domain of another cloud's endpoints (environment: HW_CLOUD)")
-	f.StringVar(&a.flags.obsEndpoint, "obs-endpoint", "", "object storage endpoint (environment: IMSPREP_OBS_ENDPOINT)")
-	f.StringVar(&a.flags.imsEndpoint, "ims-endpoint", "", "image service endpoint (environment: IMSPREP_IMS_ENDPOINT)")
-	f.StringVar(&a.flags.iamEndpoint, "iam-endpoint", "", "identity service endpoint (environment: IMSPREP_IAM_ENDPOINT)")
+	f.StringVar(&a.flags.cloud.Region, "region", "", "region id, such as cn-north-4 (environment: HW_REGION_NAME)")
+	f.StringVar(&a.flags.cloud.Profile, "profile", "", "profile of KooCLI to take credentials from, or metadata for a server's agency (environment: HW_PROFILE)")
+	f.StringVar(&a.flags.cloud.Agency, "assume-agency", "", "act through this agency, with temporary keys (environment: HW_ASSUME_ROLE_AGENCY_NAME)")
+	f.StringVar(&a.flags.cloud.AgencyDomain, "assume-domain", "", "account that made the agency (environment: HW_ASSUME_ROLE_DOMAIN_NAME)")
+	f.StringVar(&a.flags.cloud.ProjectID, "project-id", "", "project id; looked up by the region's name if absent (environment: HW_PROJECT_ID)")
+	f.StringVar(&a.flags.cloud.Cloud, "cloud", "", "huaweicloud, europe, otc, or the domain of another cloud's endpoints (environment: HW_CLOUD)")
+	f.StringVar(&a.flags.cloud.OBSEndpoint, "obs-endpoint", "", "object storage endpoint (environment: IMSPREP_OBS_ENDPOINT)")
+	f.StringVar(&a.flags.cloud.IMSEndpoint, "ims-endpoint", "", "image service endpoint (environment: IMSPREP_IMS_ENDPOINT)")
+	f.StringVar(&a.flags.cloud.IAMEndpoint, "iam-endpoint", "", "identity service endpoint (environment: IMSPREP_IAM_ENDPOINT)")
 }
 
 // args makes a validator of positional arguments an answer with the command's name.
@@ -120,7 +114,7 @@ func (a *app) args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
 			a.usageHint = cmd.CommandPath()
-			return &usageError{err}
+			return &usageError{Err: err}
 		}
 		return nil
 	}

@@ -55,7 +55,7 @@ func (a *app) runUpload(ctx context.Context, src, target string, sf *sourceFlags
 	if err != nil {
 		return err
 	}
-	r := pipeline.Request{Source: src, ConfirmedLayouts: s.confirmed}
+	r := pipeline.Request{Source: src, ConfirmedLayouts: s.Confirmed}
 	if r.Bucket, r.Key, err = parseObject(target); err != nil {
 		return err
 	}

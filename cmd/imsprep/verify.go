@@ -60,7 +60,7 @@ func (a *app) runVerify(ctx context.Context, src, target string, f *verifyFlags)
 	if f.workers < 0 || f.workers > maxParallel {
 		return usagef("--concurrency %d: it is 1 to %d", f.workers, maxParallel)
 	}
-	if r.Layout, err = a.lookupLayout(f.layout); err != nil {
+	if r.Layout, err = a.sources().LookupLayout(f.layout); err != nil {
 		return err
 	}
 	if r.Open, err = f.options(); err != nil {

@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package settings
 
 import (
+	"cmp"
 	"fmt"
-	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 )
 
-func withEnvironment(env map[string]string) *app {
-	return &app{streams: streams{out: io.Discard, err: io.Discard, lookup: func(name string) (string, bool) {
-		v, ok := env[name]
-		return v, ok
-	}}}
+func withEnvironment(env map[string]string) *Sources {
+	return &Sources{
+		Lookup: func(name string) (string, bool) {
+			v, ok := env[name]
+			return v, ok
+		},
+		ConfigDir: os.UserConfigDir,
+	}
 }
 
 // TestIdentity: who is meant by which variables, in the documented order.
@@ -54,9 +58,9 @@ func TestIdentity(t *testing.T) {
 				name, value, _ := strings.Cut(v, "=")
 				env[name] = value
 			}
-			s, err := withEnvironment(env).settings()
+			s, err := withEnvironment(env).Settings()
 			if err == nil {
-				err = s.check()
+				err = s.Check()
 			}
 			if c.fail {
 				if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -68,19 +72,19 @@ func TestIdentity(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := ""
-			switch u := s.credentials.user; {
-			case s.credentials.accessKey != "":
-				got = "key " + s.credentials.accessKey
-			case s.credentials.token != "":
-				got = "token " + s.credentials.token
+			switch u := s.Credentials.user; {
+			case s.Credentials.accessKey != "":
+				got = "key " + s.Credentials.accessKey
+			case s.Credentials.token != "":
+				got = "token " + s.Credentials.token
 			default:
-				got = "user " + first(u.UserName, u.UserID) + "@" + first(u.DomainName, u.DomainID)
+				got = "user " + cmp.Or(u.UserName, u.UserID) + "@" + cmp.Or(u.DomainName, u.DomainID)
 				if u.Passcode != "" {
 					got += "#" + u.Passcode
 				}
 			}
-			if g := s.agency; g != nil {
-				got += fmt.Sprintf(" through %s of %s for %v", g.Name, first(g.DomainName, g.DomainID), g.Life)
+			if g := s.Agency; g != nil {
+				got += fmt.Sprintf(" through %s of %s for %v", g.Name, cmp.Or(g.DomainName, g.DomainID), g.Life)
 			}
 			if got != c.want {
 				t.Errorf("got %q, want %q", got, c.want)
@@ -109,11 +113,11 @@ func TestEndpoints(t *testing.T) {
 			name, value, _ := strings.Cut(v, "=")
 			env[name] = value
 		}
-		s, err := withEnvironment(env).settings()
+		s, err := withEnvironment(env).Settings()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := s.endpoints.ims + " " + s.endpoints.iam + " " + s.endpoints.obs; got != c.want {
+		if got := s.Endpoints.IMS + " " + s.Endpoints.IAM + " " + s.Endpoints.OBS; got != c.want {
 			t.Errorf("%s: %s", c.env, got)
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package settings
 
 import (
 	"bytes"
@@ -20,8 +20,8 @@ import (
 // maxConfig bounds what is read as a configuration: a layout's literal bytes are in it.
 const maxConfig = 16 << 20
 
-// config is the configuration file. It holds no secrets.
-type config struct {
+// Config is the configuration file. It holds no secrets.
+type Config struct {
 	Version   int               `json:"version"` // 1
 	Confirmed []confirmedLayout `json:"confirmed_bitmap_layouts"`
 }
@@ -30,11 +30,11 @@ type config struct {
 type confirmedLayout struct {
 	Name   string         `json:"name"`
 	Region string         `json:"region,omitempty"` // empty for all regions
-	Layout *layoutSetting `json:"layout,omitempty"` // absent for a built-in layout
+	Layout *LayoutSetting `json:"layout,omitempty"` // absent for a built-in layout
 }
 
-// layoutSetting is a bitmap.Layout in a document.
-type layoutSetting struct {
+// LayoutSetting is a bitmap.Layout in a document.
+type LayoutSetting struct {
 	BlockSize int64  `json:"block_size"` // bytes
 	BitOrder  string `json:"bit_order"`  // lsb-first, msb-first
 	DataBit   uint8  `json:"data_bit"`
@@ -47,15 +47,16 @@ type layoutSetting struct {
 	Trailer   string `json:"trailer"` // hexadecimal
 }
 
-func newLayoutSetting(l bitmap.Layout) *layoutSetting {
-	return &layoutSetting{
+// NewLayoutSetting describes a layout.
+func NewLayoutSetting(l bitmap.Layout) *LayoutSetting {
+	return &LayoutSetting{
 		BlockSize: l.BlockSize, BitOrder: l.BitOrder.String(), DataBit: l.DataBit, PadBit: l.PadBit,
 		WordBytes: l.Word.Bytes, BigEndian: l.Word.BigEndian, PadTo: l.PadTo, TrimTail: l.TrimTail,
 		Header: hex.EncodeToString(l.Header), Trailer: hex.EncodeToString(l.Trailer),
 	}
 }
 
-func (s *layoutSetting) layout(name string) (bitmap.Layout, error) {
+func (s *LayoutSetting) layout(name string) (bitmap.Layout, error) {
 	l := bitmap.Layout{
 		Name: name, BlockSize: s.BlockSize, DataBit: s.DataBit, PadBit: s.PadBit,
 		Word: bitmap.Word{Bytes: s.WordBytes, BigEndian: s.BigEndian}, PadTo: s.PadTo, TrimTail: s.TrimTail,
@@ -77,22 +78,22 @@ func (s *layoutSetting) layout(name string) (bitmap.Layout, error) {
 	return l, l.Validate()
 }
 
-// configPath is where the configuration lies, whether it exists or not.
-func (a *app) configPath() (string, error) {
-	if path := a.getenv("IMSPREP_CONFIG"); path != "" {
+// ConfigPath is where the configuration lies, whether it exists or not.
+func (o *Sources) ConfigPath() (string, error) {
+	if path := o.Getenv("IMSPREP_CONFIG"); path != "" {
 		return path, nil
 	}
-	dir, err := os.UserConfigDir()
-	if err != nil {
-		return "", fmt.Errorf("no place for a configuration (IMSPREP_CONFIG can name one): %w", err)
+	dir := folder(o.ConfigDir)
+	if dir == "" {
+		return "", errors.New("no place for a configuration: IMSPREP_CONFIG can name one")
 	}
 	return filepath.Join(dir, "imsprep", "config.json"), nil
 }
 
-// config reads the configuration; a file that doesn't exist is an empty one.
-func (a *app) config() (*config, error) {
-	c := &config{Version: 1}
-	path, err := a.configPath()
+// Config reads the configuration; a file that doesn't exist is an empty one.
+func (o *Sources) Config() (*Config, error) {
+	c := &Config{Version: 1}
+	path, err := o.ConfigPath()
 	if err != nil {
 		return c, nil // nowhere to have been saved to
 	}
@@ -119,11 +120,11 @@ func (a *app) config() (*config, error) {
 	return c, nil
 }
 
-func (c *config) parse(data []byte) error {
+func (c *Config) parse(data []byte) error {
 	if len(data) > maxConfig {
 		return fmt.Errorf("more than %d bytes", maxConfig)
 	}
-	*c = config{}
+	*c = Config{}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields() // a misspelt field would be taken for an absent one
 	if err := dec.Decode(c); err != nil {
@@ -158,7 +159,7 @@ func (c confirmedLayout) value() (bitmap.Layout, error) {
 }
 
 // confirmedIn returns the names of the layouts that are confirmed for a region.
-func (c *config) confirmedIn(region string) []string {
+func (c *Config) confirmedIn(region string) []string {
 	var names []string
 	for _, l := range c.Confirmed {
 		if (l.Region == "" || l.Region == region) && !slices.Contains(names, l.Name) {
@@ -168,11 +169,11 @@ func (c *config) confirmedIn(region string) []string {
 	return names
 }
 
-// confirm adds a layout, for one region or, with "", for all.
-func (c *config) confirm(l bitmap.Layout, region string) {
+// Confirm adds a layout, for one region or, with "", for all.
+func (c *Config) Confirm(l bitmap.Layout, region string) {
 	entry := confirmedLayout{Name: l.Name, Region: region}
 	if _, err := bitmap.Lookup(l.Name); err != nil {
-		entry.Layout = newLayoutSetting(l)
+		entry.Layout = NewLayoutSetting(l)
 	}
 	c.Confirmed = slices.DeleteFunc(c.Confirmed, func(o confirmedLayout) bool {
 		return o.Name == l.Name && o.Region == region
@@ -180,9 +181,9 @@ func (c *config) confirm(l bitmap.Layout, region string) {
 	c.Confirmed = append(c.Confirmed, entry)
 }
 
-// saveConfig replaces the configuration as a whole: another run sees the old one or the new one.
-func (a *app) saveConfig(c *config) (path string, err error) {
-	if path, err = a.configPath(); err != nil {
+// SaveConfig replaces the configuration as a whole: another run sees the old one or the new one.
+func (o *Sources) SaveConfig(c *Config) (path string, err error) {
+	if path, err = o.ConfigPath(); err != nil {
 		return "", err
 	}
 	data, err := json.MarshalIndent(c, "", "  ")
@@ -214,9 +215,9 @@ func (a *app) saveConfig(c *config) (path string, err error) {
 	return path, nil
 }
 
-// lookupLayout finds a layout by name, in the configuration and among those built in.
-func (a *app) lookupLayout(name string) (bitmap.Layout, error) {
-	c, err := a.config()
+// LookupLayout finds a layout by name, in the configuration and among those built in.
+func (o *Sources) LookupLayout(name string) (bitmap.Layout, error) {
+	c, err := o.Config()
 	if err != nil {
 		return bitmap.Layout{}, err
 	}
@@ -227,7 +228,7 @@ func (a *app) lookupLayout(name string) (bitmap.Layout, error) {
 	}
 	l, err := bitmap.Lookup(name)
 	if err != nil {
-		return l, &usageError{err}
+		return l, &UsageError{err}
 	}
 	return l, nil
 }

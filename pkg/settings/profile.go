@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package settings
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,7 +21,7 @@ import (
 
 // profile is what a profile file says.
 type profile struct {
-	credentials
+	Credentials
 	region, projectID, iamEndpoint string
 	agency                         *ims.Agency // nil if the keys are used as they are
 }
@@ -31,16 +32,16 @@ const maxProfile = 1 << 20
 // profile reads the first profile file that has credentials: one that is named by --profile or in
 // the environment, else those in the user's home. A file that was named must be usable; one that
 // just lies there need not, but why not is remembered for the error that ends without any.
-func (a *app) profile() (p *profile, skipped error, err error) {
-	if name := first(a.flags.profile, a.getenv("HW_PROFILE")); name != "" || a.getenv("HW_SHARED_CONFIG_FILE") != "" {
-		path := first(a.getenv("HW_SHARED_CONFIG_FILE"), a.home(".hcloud", "config.json"))
+func (o *Sources) profile() (p *profile, skipped error, err error) {
+	if name := cmp.Or(o.Options.Profile, o.Getenv("HW_PROFILE")); name != "" || o.Getenv("HW_SHARED_CONFIG_FILE") != "" {
+		path := cmp.Or(o.Getenv("HW_SHARED_CONFIG_FILE"), o.home(".hcloud", "config.json"))
 		if path == "" {
 			return nil, nil, usagef("the profile %q is asked for, but there is no home folder to look in: set HW_SHARED_CONFIG_FILE", name)
 		}
 		p, err := watch(path, func(path string) (*profile, error) { return readKooCLI(path, name) })
 		return p, nil, named(path, err)
 	}
-	if path := a.getenv("HUAWEICLOUD_SDK_CREDENTIALS_FILE"); path != "" {
+	if path := o.Getenv("HUAWEICLOUD_SDK_CREDENTIALS_FILE"); path != "" {
 		p, err := watch(path, readCredentialsFile)
 		return p, nil, named(path, err)
 	}
@@ -49,8 +50,8 @@ func (a *app) profile() (p *profile, skipped error, err error) {
 		path string
 		read func(string) (*profile, error)
 	}{
-		{a.home(".huaweicloud", "credentials"), readCredentialsFile},
-		{a.home(".hcloud", "config.json"), func(path string) (*profile, error) { return readKooCLI(path, "") }},
+		{o.home(".huaweicloud", "credentials"), readCredentialsFile},
+		{o.home(".hcloud", "config.json"), func(path string) (*profile, error) { return readKooCLI(path, "") }},
 	} {
 		if f.path == "" {
 			continue
@@ -72,12 +73,12 @@ func named(path string, err error) error {
 	if err == nil || errors.As(err, &pathErr) {
 		return err
 	}
-	return &usageError{fmt.Errorf("profile file %s: %w", path, err)}
+	return &UsageError{fmt.Errorf("profile file %s: %w", path, err)}
 }
 
 // home is a path in the user's home, or empty.
-func (a *app) home(elements ...string) string {
-	home := a.getenv("HOME", "USERPROFILE")
+func (o *Sources) home(elements ...string) string {
+	home := o.Getenv("HOME", "USERPROFILE")
 	if home == "" {
 		return ""
 	}
@@ -171,7 +172,7 @@ func readKooCLI(path, name string) (*profile, error) {
 	if json.Unmarshal(data, &c) != nil {
 		return nil, errors.New("it isn't a configuration of KooCLI") // the decoder would repeat what it read
 	}
-	name = first(name, c.Current, "default")
+	name = cmp.Or(name, c.Current, "default")
 	for _, k := range c.Profiles {
 		if k.Name != name {
 			continue
@@ -202,14 +203,14 @@ func readKooCLI(path, name string) (*profile, error) {
 const metadataOff = "off"
 
 // metadata is where a server of the cloud gets keys from; nothing, if it isn't to be asked.
-func (a *app) metadata() credentials {
-	endpoint := a.getenv("IMSPREP_METADATA_ENDPOINT")
+func (o *Sources) metadata() Credentials {
+	endpoint := o.Getenv("IMSPREP_METADATA_ENDPOINT")
 	if endpoint == metadataOff {
-		return credentials{}
+		return Credentials{}
 	}
-	return credentials{
+	return Credentials{
 		keys:   ims.MetadataKeys(ims.MetadataOptions{Endpoint: endpoint}),
-		source: "the metadata service " + first(endpoint, ims.DefaultMetadataEndpoint),
+		source: "the metadata service " + cmp.Or(endpoint, ims.DefaultMetadataEndpoint),
 	}
 }
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package settings
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -84,14 +84,11 @@ func TestCredentialSources(t *testing.T) {
 			for k, v := range tc.env {
 				env[k] = v
 			}
-			a := &app{streams: streams{out: io.Discard, err: io.Discard, lookup: func(name string) (string, bool) {
-				v, ok := env[name]
-				return v, ok
-			}}}
-			a.flags.profile = tc.profile
-			s, err := a.settings()
+			o := withEnvironment(env)
+			o.Options.Profile = tc.profile
+			s, err := o.Settings()
 			if err == nil {
-				err = s.check()
+				err = s.Check()
 			}
 			if tc.fails {
 				if err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -107,17 +104,17 @@ func TestCredentialSources(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ak := s.credentials.accessKey
-			if s.credentials.keys != nil {
+			ak := s.Credentials.accessKey
+			if s.Credentials.keys != nil {
 				k, err := keySource{s}.Credentials(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
 				ak = k.AccessKey
 			}
-			got := fmt.Sprint(ak, " ", s.region, " ", first(s.projectID, "-"))
-			if s.agency != nil {
-				got += " through " + s.agency.Name + " of " + s.agency.DomainName
+			got := fmt.Sprint(ak, " ", s.Region, " ", cmp.Or(s.ProjectID, "-"))
+			if s.Agency != nil {
+				got += " through " + s.Agency.Name + " of " + s.Agency.DomainName
 			}
 			if got != tc.want {
 				t.Errorf("got %q, want %q", got, tc.want)
@@ -125,11 +122,11 @@ func TestCredentialSources(t *testing.T) {
 		})
 	}
 	// A guess that fails is told as what it is: no credentials.
-	s := &settings{region: "r"}
-	a := &app{streams: streams{lookup: func(name string) (string, bool) { return "http://127.0.0.1:1", name == "IMSPREP_METADATA_ENDPOINT" }}}
-	s.credentials = a.metadata()
-	s.credentials.guessed = true
-	if _, err := (keySource{s}).Credentials(context.Background()); !errors.Is(err, errNoCredentials) || exitCode(err) != exitAuth {
+	s := &Settings{Region: "r"}
+	o := withEnvironment(map[string]string{"IMSPREP_METADATA_ENDPOINT": "http://127.0.0.1:1"})
+	s.Credentials = o.metadata()
+	s.Credentials.guessed = true
+	if _, err := (keySource{s}).Credentials(context.Background()); !errors.Is(err, ErrNoCredentials) {
 		t.Errorf("%v", err)
 	}
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package settings
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -37,33 +38,33 @@ var tokenSets = []tokenSet{
 const mfaCode = "IMSPREP_MFA_CODE"
 
 // tokenCredentials takes the first family that has a token or a user.
-func (a *app) tokenCredentials() (credentials, bool, error) {
+func (o *Sources) tokenCredentials() (Credentials, bool, error) {
 	for _, set := range tokenSets {
-		if t := a.getenv(set.token...); t != "" {
-			return credentials{token: t, source: a.setName(set.token...)}, true, nil
+		if t := o.Getenv(set.token...); t != "" {
+			return Credentials{token: t, source: o.setName(set.token...)}, true, nil
 		}
 		p := ims.Password{
-			UserName: a.getenv(set.user), UserID: a.getenv(set.userID), Password: a.getenv(set.password),
-			DomainName: a.getenv(set.domain...), DomainID: a.getenv(set.domainID...), Passcode: a.getenv(mfaCode),
+			UserName: o.Getenv(set.user), UserID: o.Getenv(set.userID), Password: o.Getenv(set.password),
+			DomainName: o.Getenv(set.domain...), DomainID: o.Getenv(set.domainID...), Passcode: o.Getenv(mfaCode),
 		}
-		name := a.setName(set.user, set.userID)
+		name := o.setName(set.user, set.userID)
 		switch {
 		case name == "":
 			continue
 		case p.Password == "" || p.UserID == "" && p.DomainName == "" && p.DomainID == "":
-			return credentials{}, false, usagef("%s is set, but %s and %s are needed with it", name, set.password, set.domain[0])
+			return Credentials{}, false, usagef("%s is set, but %s and %s are needed with it", name, set.password, set.domain[0])
 		case p.Passcode != "" && p.UserID == "":
-			return credentials{}, false, usagef("%s is set: with it the user's id is needed, in %s", mfaCode, set.userID)
+			return Credentials{}, false, usagef("%s is set: with it the user's id is needed, in %s", mfaCode, set.userID)
 		}
-		return credentials{user: &p, source: name + " and " + set.password}, true, nil
+		return Credentials{user: &p, source: name + " and " + set.password}, true, nil
 	}
-	return credentials{}, false, nil
+	return Credentials{}, false, nil
 }
 
 // setName is the first of the variables that is set.
-func (a *app) setName(names ...string) string {
+func (o *Sources) setName(names ...string) string {
 	for _, n := range names {
-		if a.getenv(n) != "" {
+		if o.Getenv(n) != "" {
 			return n
 		}
 	}
@@ -71,42 +72,39 @@ func (a *app) setName(names ...string) string {
 }
 
 // agency is the agency to act through: that of the command line, else of the environment, else none.
-func (a *app) agency() (*ims.Agency, error) {
+func (o *Sources) agency() (*ims.Agency, error) {
 	g := &ims.Agency{
-		Name:       first(a.flags.agency, a.getenv("HW_ASSUME_ROLE_AGENCY_NAME")),
-		DomainName: first(a.flags.agencyDomain, a.getenv("HW_ASSUME_ROLE_DOMAIN_NAME")),
-		DomainID:   a.getenv("HW_ASSUME_ROLE_DOMAIN_ID"),
+		Name:       cmp.Or(o.Options.Agency, o.Getenv("HW_ASSUME_ROLE_AGENCY_NAME")),
+		DomainName: cmp.Or(o.Options.AgencyDomain, o.Getenv("HW_ASSUME_ROLE_DOMAIN_NAME")),
+		DomainID:   o.Getenv("HW_ASSUME_ROLE_DOMAIN_ID"),
 	}
-	if a.flags.agencyDomain != "" {
+	if o.Options.AgencyDomain != "" {
 		g.DomainID = ""
 	}
 	if g.Name == "" {
-		if a.flags.agencyDomain != "" {
-			return nil, usagef("--assume-domain is given, but --assume-agency isn't")
+		if o.Options.AgencyDomain != "" {
+			return nil, usagef("%s is given, but %s isn't", o.option("assume-domain"), o.option("assume-agency"))
 		}
 		return nil, nil
 	}
-	if v := a.getenv("HW_ASSUME_ROLE_DURATION"); v != "" {
+	if v := o.Getenv("HW_ASSUME_ROLE_DURATION"); v != "" {
 		seconds, err := strconv.Atoi(v)
 		g.Life = time.Duration(seconds) * time.Second
 		if err != nil || g.Life < ims.MinTemporaryLife || g.Life > ims.MaxTemporaryLife {
 			return nil, usagef("HW_ASSUME_ROLE_DURATION is %q: it is 900 to 86400 seconds", v)
 		}
 	}
-	return g, checkAgency(g)
-}
-
-func checkAgency(g *ims.Agency) error {
 	if g.DomainName == "" && g.DomainID == "" {
-		return usagef("the agency %q is to be used, but the account that made it isn't named: give --assume-domain, or set HW_ASSUME_ROLE_DOMAIN_NAME", g.Name)
+		return nil, usagef("the agency %q is to be used, but the account that made it isn't named: give %s, or set HW_ASSUME_ROLE_DOMAIN_NAME",
+			g.Name, o.option("assume-domain"))
 	}
-	return nil
+	return g, nil
 }
 
 // auth is how the credentials authenticate requests to the image and identity services.
-func (s *settings) auth() ims.Auth {
-	switch c := s.credentials; {
-	case c.hasKeys():
+func (s *Settings) auth() ims.Auth {
+	switch c := s.Credentials; {
+	case c.HasKeys():
 		return ims.AKSKFrom(keySource{s})
 	case c.token != "":
 		return ims.StaticToken(c.token)
@@ -116,53 +114,53 @@ func (s *settings) auth() ims.Auth {
 }
 
 // assume exchanges the credentials for keys that are got through the agency, whenever they are needed.
-func (s *settings) assume() error {
-	if s.agency == nil {
+func (s *Settings) assume() error {
+	if s.Agency == nil {
 		return nil
 	}
 	o := s.clientOptions()
 	// The project, if it is known, is one of the account that made the agency, not of the caller's own.
-	o.ProjectID, o.ProjectName, o.Auth = "", s.region, (&settings{credentials: s.credentials}).auth()
+	o.ProjectID, o.ProjectName, o.Auth = "", s.Region, (&Settings{Credentials: s.Credentials, sources: s.sources}).auth()
 	own, err := ims.New(o)
 	if err != nil {
-		return &usageError{err}
+		return &UsageError{err}
 	}
-	source := fmt.Sprintf("the agency %q of %s, with %s", s.agency.Name, first(s.agency.DomainName, s.agency.DomainID), s.credentials.source)
-	s.credentials = credentials{keys: own.AgencyKeys(*s.agency), source: source}
-	s.agency = nil
+	source := fmt.Sprintf("the agency %q of %s, with %s", s.Agency.Name, cmp.Or(s.Agency.DomainName, s.Agency.DomainID), s.Credentials.source)
+	s.Credentials = Credentials{keys: own.AgencyKeys(*s.Agency), source: source}
+	s.Agency = nil
 	return nil
 }
 
 // clientOptions are those of every client of the image and identity services.
-func (s *settings) clientOptions() ims.Options {
+func (s *Settings) clientOptions() ims.Options {
 	transport := ims.NewTransport()
-	transport.Proxy = http.ProxyFromEnvironment
+	transport.Proxy = s.sources.Proxy
 	return ims.Options{
 		HTTPClient:  &http.Client{Transport: transport},
-		Endpoint:    s.endpoints.ims,
-		IAMEndpoint: s.endpoints.iam,
-		Region:      s.region,
-		ProjectID:   s.projectID,
+		Endpoint:    s.Endpoints.IMS,
+		IAMEndpoint: s.Endpoints.IAM,
+		Region:      s.Region,
+		ProjectID:   s.ProjectID,
 		ProjectName: s.projectName,
-		UserAgent:   userAgent(),
+		UserAgent:   s.sources.UserAgent,
 		// Whoever names an endpoint without TLS means it: the local cloud has none.
 		AllowPlainHTTP: true,
-		OnRetry:        s.onRetry,
-		LookupLimit:    s.lookFor,
+		OnRetry:        s.sources.OnRetry,
+		LookupLimit:    s.sources.LookFor,
 	}
 }
 
-// clouds are names for the domains of endpoints; any other value of --cloud is a domain itself.
+// clouds are names for the domains of endpoints; any other value is a domain itself.
 var clouds = map[string]string{
 	"huaweicloud": ims.DefaultDomain,
 	"europe":      ims.EuropeDomain,
 	"otc":         ims.OpenTelekomDomain,
 }
 
-// cloudDomain is the domain that --cloud or HW_CLOUD means, "" for the one that goes with the region.
-func (a *app) cloudDomain() string {
-	cloud := first(a.flags.cloud, a.getenv("HW_CLOUD"))
-	return first(clouds[strings.ToLower(cloud)], cloud)
+// cloudDomain is the domain that the option or HW_CLOUD means, "" for the one that goes with the region.
+func (o *Sources) cloudDomain() string {
+	cloud := cmp.Or(o.Options.Cloud, o.Getenv("HW_CLOUD"))
+	return cmp.Or(clouds[strings.ToLower(cloud)], cloud)
 }
 
 // sdkEndpoint is the variable by which the vendor's SDKs are told a service's endpoint in a region.
