@@ -45,6 +45,7 @@ type order struct {
 	resume         *State
 	resumable      bool
 	checkpoint     func(Delta)
+	ownKey         bool // nobody else uploads to key
 }
 
 // multipart is one run of an upload: what planned uploads and streams have in common. It begins the
@@ -63,6 +64,8 @@ type multipart struct {
 	encrypted bool
 	// startedAnew says why what was remembered was of no use.
 	startedAnew string
+	// begins are those of m's own upload that may have left another one.
+	begins lostBegins
 
 	stats stats
 	wire  atomic.Int64
@@ -335,14 +338,22 @@ func (m *multipart) initiate(ctx context.Context, key, contentType string, meta 
 	late, cancel := settling(ctx)
 	defer cancel()
 	var id string
-	attempts := 0
-	err := m.c.call(late, m.target("begin upload", key), func(ctx context.Context) error {
-		if attempts++; attempts == 2 && key != m.key {
-			// The answer to the first may be lost, and with it the id of what it began.
-			m.mu.Lock()
-			m.sweep = append(m.sweep, key)
-			m.mu.Unlock()
-		}
+	from := time.Now()
+	t := m.target("begin upload", key)
+	t.before = func(context.Context) (func(*Error), error) {
+		return func(e *Error) {
+			switch {
+			case e == nil || !e.lost():
+			case key == m.key:
+				m.begins = lostBegins{m.begins.n + 1, from, time.Now()}
+			default:
+				m.mu.Lock()
+				m.sweep = append(m.sweep, key)
+				m.mu.Unlock()
+			}
+		}, nil
+	}
+	err := m.c.call(late, t, func(ctx context.Context) error {
 		var err error
 		id, err = m.c.core.NewMultipartUpload(ctx, m.bucket, key, objectOptions(contentType, meta))
 		if err == nil && id == "" {
@@ -503,6 +514,9 @@ func (m *multipart) cleanUp(ctx context.Context, failed bool) []string {
 		}
 	}
 	left := append(m.left, m.clear(ctx, drop, m.helpers, m.sweep, m.sweepUp)...)
+	if m.begins.n > 0 {
+		left = append(left, m.orphans(ctx)...)
+	}
 	if failed && m.completing {
 		info, err := m.c.stat(ctx, m.brief(m.key))
 		if err == nil && info.Metadata[RunIDMetadata] == m.runID {

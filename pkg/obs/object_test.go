@@ -35,8 +35,8 @@ func same(t *testing.T, c *obstest.Content, off int64, got []byte) {
 
 var readFaults = map[string]obstest.Fault{
 	"none":       {Op: obstest.OpListParts},
-	"cut":        {Op: obstest.OpGetObject, Times: 3, Do: obstest.CutBody},
-	"cut often":  {Op: obstest.OpGetObject, Times: 12, Do: obstest.CutBody}, // more often than attempts: each brings something
+	"cut":        {Op: obstest.OpGetObject, Times: 3, Do: obstest.CutAnswer},
+	"cut often":  {Op: obstest.OpGetObject, Times: 12, Do: obstest.CutAnswer}, // more often than attempts: each brings something
 	"500":        {Op: obstest.OpGetObject, Times: 3, Do: obstest.Fail, Status: 500},
 	"slow down":  obstest.Throttle(obstest.OpGetObject, 3),
 	"reset":      {Op: obstest.OpGetObject, Times: 3, Do: obstest.Reset},
@@ -86,7 +86,7 @@ func TestReadSurvives(t *testing.T) {
 func TestObjectReaderInParallel(t *testing.T) {
 	e := newEnv(t, obstest.Options{}, nil)
 	c := e.stored(t, 2, 5<<20+7)
-	e.server.Inject(obstest.Fault{Op: obstest.OpGetObject, Times: 3, Do: obstest.CutBody})
+	e.server.Inject(obstest.Fault{Op: obstest.OpGetObject, Times: 3, Do: obstest.CutAnswer})
 	r, err := e.client.Object(t.Context(), obstest.Bucket, testKey)
 	if err != nil {
 		t.Fatal(err)
@@ -164,7 +164,7 @@ func TestReadOfReplacedObject(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.server.Inject(obstest.Fault{Op: obstest.OpGetObject, Times: 1, Do: obstest.CutBody})
+	e.server.Inject(obstest.Fault{Op: obstest.OpGetObject, Times: 1, Do: obstest.CutAnswer})
 	rc, err := e.client.GetRange(t.Context(), obstest.Bucket, testKey, 0, 8<<20)
 	if err != nil {
 		t.Fatal(err)

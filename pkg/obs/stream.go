@@ -28,6 +28,7 @@ const (
 // StreamOptions say where a stream goes and how it is cut.
 type StreamOptions struct {
 	Bucket, Key string
+	OwnKey      bool // as in UploadOptions
 	// MaxSize is how many bytes the object may have at most. 0 is DefaultMaxStream. Parts grow such
 	// that MaxParts of them always suffice; a longer stream fails.
 	MaxSize int64
@@ -123,7 +124,7 @@ type stream struct {
 func (c *Client) newStream(o StreamOptions) (*stream, error) {
 	m, err := c.newMultipart(order{bucket: o.Bucket, key: o.Key, contentType: o.ContentType, user: o.Metadata,
 		runID: o.RunID, beforeComplete: o.BeforeComplete, progress: o.Progress, cleanupTimeout: o.CleanupTimeout,
-		resume: o.Resume, resumable: o.Resumable, checkpoint: o.Checkpoint})
+		resume: o.Resume, resumable: o.Resumable, checkpoint: o.Checkpoint, ownKey: o.OwnKey})
 	if err != nil {
 		return nil, err
 	}

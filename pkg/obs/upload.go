@@ -28,8 +28,11 @@ type Source interface {
 // UploadOptions say what goes where.
 type UploadOptions struct {
 	Bucket, Key string
-	Plan        *Plan
-	Source      Source
+	// OwnKey says that nobody else uploads to Key, because it was made up for this run: then what an answer
+	// lost at the beginning has left can be removed for sure, see [Client.Upload].
+	OwnKey bool
+	Plan   *Plan
+	Source Source
 	// ZeroCopy overrides the plan's mode; "" is the plan's. Zero parts of a plan that has none to
 	// copy are sent in any mode.
 	ZeroCopy ZeroCopyMode
@@ -127,6 +130,10 @@ type UploadResult struct {
 // On failure or when ctx ends, the unfinished upload (but see Resumable) and the zero objects are
 // removed before Upload returns, and nothing appears under Key (an object that was there before
 // stays). Errors are *Error.
+//
+// When the answer to beginning the upload is lost, there may be two. The other one is removed, too, if it is
+// surely this run's: with OwnKey always; else if it began at that moment, is still empty when the run ends, and
+// there are no more such uploads of Key than lost answers. Else it is named in Left.
 func (c *Client) Upload(ctx context.Context, o UploadOptions) (*UploadResult, error) {
 	u, err := c.newUpload(o)
 	if err != nil {
@@ -163,7 +170,7 @@ type upload struct {
 func (c *Client) newUpload(o UploadOptions) (*upload, error) {
 	m, err := c.newMultipart(order{bucket: o.Bucket, key: o.Key, contentType: o.ContentType, user: o.Metadata,
 		runID: o.RunID, beforeComplete: o.BeforeComplete, progress: o.Progress, cleanupTimeout: o.CleanupTimeout,
-		resume: o.Resume, resumable: o.Resumable, checkpoint: o.Checkpoint})
+		resume: o.Resume, resumable: o.Resumable, checkpoint: o.Checkpoint, ownKey: o.OwnKey})
 	if err != nil {
 		return nil, err
 	}

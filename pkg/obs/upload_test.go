@@ -325,7 +325,9 @@ var survivable = map[string][]obstest.Fault{
 	"list lags":        {{Op: obstest.OpListParts, Times: 2, Do: obstest.HideParts, Hide: 1}},
 	"bad digest":       {{Op: obstest.OpUploadPart, Times: 2, Do: obstest.FailLate, Status: 400, Code: "BadDigest"}},
 	"stored otherwise": {{Op: obstest.OpUploadPart, Times: 2, Do: obstest.Corrupt}},
-	"initiate lost":    {{Op: obstest.OpHeadObject, Times: 2, Do: obstest.Reset}},
+	"begin lost":       {{Op: obstest.OpInitiate, Times: 2, Do: obstest.Lose}},
+	"begin cut":        {{Op: obstest.OpInitiate, Times: 3, Do: obstest.CutAnswer}},
+	"look lost":        {{Op: obstest.OpHeadObject, Times: 2, Do: obstest.Reset}},
 }
 
 // Faults that zero copies do not survive, but auto does.

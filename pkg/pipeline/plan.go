@@ -100,6 +100,7 @@ type Plan struct {
 
 	bitmap []byte // as Request.MakeBitmap made it
 	choice choice
+	ownKey bool // the object's key is made from the run's id
 
 	journal *journal // nil for none
 	begin   record   // what the journal begins with

@@ -59,6 +59,7 @@ func canPass(err error) bool {
 func (i *Importer) openJournal(p *Plan) error {
 	r := &p.Request
 	generated := r.Key == ""
+	p.ownKey = generated
 	name := func() {
 		if r.Key == "" {
 			r.Key = DefaultKey(r.Source, p.RunID, p.Format)

@@ -273,10 +273,6 @@ func (r *run) upload(ctx context.Context) (*UploadResult, error) {
 	resumed := r.resumed.Load()
 	r.event(Event{Phase: PhaseUpload, State: StateDone, Unit: UnitBytes, Done: total, Total: total,
 		Sent: max(0, total-resumed-res.BytesCopied), Copied: res.BytesCopied, Resumed: resumed})
-	if res.Retries > 0 && p.begin.Target.Generated && p.journal.remembers() {
-		// An answer to beginning the upload may be among those that were lost.
-		r.sweep(ctx, "")
-	}
 	if res.blocks != nil && p.HasBitmap() {
 		if err := r.putBitmap(ctx, res); err != nil {
 			return nil, r.afterUpload(ctx, PhaseBitmap, err)
@@ -351,6 +347,7 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 	up, err := r.OBS.Upload(ctx, obs.UploadOptions{
 		Bucket:         p.Request.Bucket,
 		Key:            p.Request.Key,
+		OwnKey:         p.ownKey,
 		Plan:           p.Parts,
 		Source:         scanner,
 		ZeroCopy:       p.Request.ZeroCopy,
@@ -424,6 +421,7 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 	up, err := r.OBS.UploadStream(ctx, obs.StreamOptions{
 		Bucket:         p.Request.Bucket,
 		Key:            p.Request.Key,
+		OwnKey:         p.ownKey,
 		MaxSize:        convert.MaxZVHD2Size(total),
 		Workers:        p.Request.Workers,
 		RunID:          p.RunID,

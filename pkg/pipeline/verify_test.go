@@ -192,7 +192,7 @@ func TestVerify(t *testing.T) {
 		if key == "disk.raw" && (res.Downloaded != int64(len(disk)) || res.Bitmap == nil || res.Bitmap.Marked != 3) {
 			t.Errorf("%s: %+v, %+v", key, res, res.Bitmap)
 		}
-		c.store.Inject(obstest.Fault{Op: obstest.OpGetObject, Times: 3, Do: obstest.CutBody})
+		c.store.Inject(obstest.Fault{Op: obstest.OpGetObject, Times: 3, Do: obstest.CutAnswer})
 		if res, err := verify(path, key); err != nil || !res.Equal {
 			t.Errorf("%s, broken off: %+v, %v", key, res, err)
 		}

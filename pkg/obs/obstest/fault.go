@@ -5,6 +5,7 @@ package obstest
 import (
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -40,7 +41,7 @@ type Request struct {
 // Action is what a fault does to a request.
 type Action int
 
-// Actions.
+// Actions. What is said of the body is of the request's.
 const (
 	// Fail answers with Status, Code, Message and Header without doing anything. The body is not
 	// read.
@@ -57,15 +58,29 @@ const (
 	Stall
 	// StallBody reads half of the body and then does as Stall.
 	StallBody
+	// StallAnswer does what was asked, answers half, and then does as Stall.
+	StallAnswer
 	// Corrupt stores something other than what was sent, with the ETag of what it stores. A copied
 	// part is stored as it should be, with an ETag that is wrong.
 	Corrupt
-	// CutBody answers GetObject with half of what was asked for and breaks the connection.
-	CutBody
+	// CutAnswer does what was asked, answers half and breaks the connection.
+	CutAnswer
 	// HideParts answers ListParts without the last Hide parts.
 	HideParts
 	// Observe changes nothing: Match sees every request.
 	Observe
+
+	// These only a Proxy does.
+
+	// Flip changes a bit of the body on its way.
+	Flip
+	// Shorten passes on half of the body as if that was all.
+	Shorten
+	// Trickle lets body and answer pass in pieces, each after a Pause.
+	Trickle
+	// Skew makes the store's clock differ by Skew: in the request's date, as the store sees it, and in the
+	// answer's.
+	Skew
 )
 
 // Fault changes how matching requests are served.
@@ -81,8 +96,28 @@ type Fault struct {
 	Message string
 	Header  map[string]string
 	Hide    int
+	Pause   time.Duration
+	Skew    time.Duration
+}
 
+// Injected is a fault that is in force.
+type Injected struct {
+	Fault
+	faults     *Faults
 	seen, done int
+}
+
+// Fired returns how many requests it has changed.
+func (f *Injected) Fired() int {
+	f.faults.mu.Lock()
+	defer f.faults.mu.Unlock()
+	return f.done
+}
+
+// Faults are those in force. The zero value has none.
+type Faults struct {
+	mu   sync.Mutex
+	list []*Injected
 }
 
 // Throttle is 503 SlowDown.
@@ -96,24 +131,26 @@ func Refuse(op Op, status int, code string) Fault {
 }
 
 // Inject adds a fault. Of several that match, the first injected one acts.
-func (s *Server) Inject(f Fault) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults = append(s.faults, &f)
+func (l *Faults) Inject(f Fault) *Injected {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	in := &Injected{Fault: f, faults: l}
+	l.list = append(l.list, in)
+	return in
 }
 
 // ClearFaults removes all faults.
-func (s *Server) ClearFaults() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults = nil
+func (l *Faults) ClearFaults() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = nil
 }
 
-// fault returns the fault that acts on r, nil for none.
-func (s *Server) fault(r *Request) *Fault {
-	s.mu.Lock()
-	faults := s.faults
-	s.mu.Unlock()
+// acting returns the fault that acts on r, nil for none.
+func (l *Faults) acting(r *Request) *Fault {
+	l.mu.Lock()
+	faults := l.list
+	l.mu.Unlock()
 	for _, f := range faults {
 		if f.Op != "" && f.Op != r.Op {
 			continue
@@ -124,15 +161,15 @@ func (s *Server) fault(r *Request) *Fault {
 		if f.Do == Observe {
 			continue
 		}
-		s.mu.Lock()
+		l.mu.Lock()
 		f.seen++
 		act := f.seen > f.After && (f.Times == 0 || f.done < f.Times)
 		if act {
 			f.done++
 		}
-		s.mu.Unlock()
+		l.mu.Unlock()
 		if act {
-			return f
+			return &f.Fault
 		}
 	}
 	return nil

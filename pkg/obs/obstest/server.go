@@ -75,6 +75,8 @@ const (
 
 // Server is the store. Its methods may be called at any time.
 type Server struct {
+	Faults
+
 	o    Options
 	http *httptest.Server
 
@@ -87,7 +89,6 @@ type Server struct {
 	buckets    map[string]map[string]*Object
 	uploads    map[string]*pending
 	nextID     int
-	faults     []*Fault
 	skew       time.Duration
 	violations []string
 	stats      Stats
@@ -267,15 +268,16 @@ func (s *Server) violation(format string, a ...any) {
 	s.violations = append(s.violations, fmt.Sprintf(format, a...))
 }
 
-// parse finds out what is asked for.
-func (s *Server) parse(r *http.Request) *Request {
+// parse finds out what is asked for. Requests to hosts below domain, if that isn't empty, are of
+// virtual-host style.
+func parse(r *http.Request, domain string) *Request {
 	q := &Request{HTTP: r, Op: OpUnknown}
 	path := strings.TrimPrefix(r.URL.Path, "/")
 	host, _, err := net.SplitHostPort(r.Host)
 	if err != nil {
 		host = r.Host
 	}
-	if b, ok := strings.CutSuffix(host, "."+s.o.Domain); ok && s.o.Domain != "" {
+	if b, ok := strings.CutSuffix(host, "."+domain); ok && domain != "" {
 		q.Bucket, q.Key = b, path
 	} else {
 		q.Bucket, q.Key, _ = strings.Cut(path, "/")
@@ -335,7 +337,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.quiet.Broadcast()
 		}
 	}()
-	q := s.parse(r)
+	q := parse(r, s.o.Domain)
 	s.mu.Lock()
 	s.nextID++
 	id := fmt.Sprintf("REQ%08d", s.nextID)
@@ -368,7 +370,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.o.Encrypted && (r.Method == http.MethodPut || r.Method == http.MethodPost) {
 		w.Header().Set("x-amz-server-side-encryption", "aws:kms")
 	}
-	f := s.fault(q)
+	f := s.acting(q)
 	if f != nil {
 		switch f.Do {
 		case FailLate:
@@ -392,18 +394,37 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			if f.Do == StallBody {
 				_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
 			}
-			select {
-			case <-r.Context().Done():
-			case <-s.closed:
-			}
-			panic(http.ErrAbortHandler)
+			s.stall(r)
 		case Lose:
 			s.serve(httptest.NewRecorder(), q, nil)
 			panic(http.ErrAbortHandler)
-		case Corrupt, CutBody, HideParts, Observe:
+		case CutAnswer, StallAnswer:
+			answer := httptest.NewRecorder()
+			s.serve(answer, q, nil)
+			maps.Copy(w.Header(), answer.Header())
+			w.Header().Set("Content-Length", strconv.Itoa(answer.Body.Len()))
+			w.WriteHeader(answer.Code)
+			_, _ = w.Write(answer.Body.Next(answer.Body.Len() / 2))
+			_ = http.NewResponseController(w).Flush()
+			if f.Do == StallAnswer {
+				s.stall(r)
+			}
+			panic(http.ErrAbortHandler)
+		case Flip, Shorten, Trickle, Skew:
+			panic("obstest: only a Proxy does that")
+		case Corrupt, HideParts, Observe:
 		}
 	}
 	s.serve(w, q, f)
+}
+
+// stall waits until the client or the server gives up.
+func (s *Server) stall(r *http.Request) {
+	select {
+	case <-r.Context().Done():
+	case <-s.closed:
+	}
+	panic(http.ErrAbortHandler)
 }
 
 func (s *Server) serve(w http.ResponseWriter, q *Request, f *Fault) {
@@ -426,7 +447,7 @@ func (s *Server) serve(w http.ResponseWriter, q *Request, f *Fault) {
 			}
 		}
 	case OpHeadObject, OpGetObject:
-		s.get(w, q, f)
+		s.get(w, q)
 	case OpPutObject:
 		s.put(w, q, f)
 	case OpDelete:
@@ -447,7 +468,7 @@ func (s *Server) serve(w http.ResponseWriter, q *Request, f *Fault) {
 	}
 }
 
-func (s *Server) get(w http.ResponseWriter, q *Request, f *Fault) {
+func (s *Server) get(w http.ResponseWriter, q *Request) {
 	o := s.Object(q.Bucket, q.Key)
 	if o == nil {
 		s.fail(w, q.HTTP, 404, "NoSuchKey", "the object does not exist")
@@ -481,10 +502,6 @@ func (s *Server) get(w http.ResponseWriter, q *Request, f *Fault) {
 	h.Set("Content-Length", strconv.FormatInt(n, 10))
 	w.WriteHeader(status)
 	if q.Op == OpGetObject {
-		if f != nil && f.Do == CutBody {
-			_, _ = io.Copy(w, io.NewSectionReader(o.Content, off, n/2))
-			panic(http.ErrAbortHandler)
-		}
 		_, _ = io.Copy(w, io.NewSectionReader(o.Content, off, n))
 	}
 }
