@@ -81,6 +81,9 @@ type Importer struct {
 	IMS    *ims.Client
 	Region string
 	Events func(Event)
+	// JobSlot, if not nil, is asked before the import call whether there may be one more job at the
+	// service, and waits until there may. release is called when the job has ended, or isn't waited for.
+	JobSlot func(ctx context.Context) (release func(), err error)
 }
 
 // obsExtents shows a disk's extents in the words of the uploader.

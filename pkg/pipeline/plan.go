@@ -34,6 +34,8 @@ type Request struct {
 
 	Bucket string // where the object goes; same region as IMS
 	Key    string // the object's key, ending as the format wants; "" makes one from the source's name
+	// AddEnding gives a Key the ending that the format wants, unless it has that of some format.
+	AddEnding bool
 
 	Format           Format // "" is FormatAuto
 	CompressionLevel int    // of ZVHD2, 0 = its default
@@ -57,6 +59,7 @@ type Request struct {
 	KeepZeros bool  // leave the zero object for other uploads
 	PartSize  int64 // bytes; 0 lets the plan decide
 	Workers   int   // parts in flight; 0 lets the plan decide
+	Memory    int64 // bytes of part buffers, see obs.PlanOptions.MemoryBudget; 0 is its default
 	Overwrite bool  // replace an object of the same key
 
 	// Reuse names a RAW object of an earlier upload; what hasn't changed since is copied from it.
@@ -107,6 +110,7 @@ type Plan struct {
 	resume  *record  // of an earlier run, to go on with
 	useless *record  // of an earlier run, to be removed
 	reuse   *reusing // nil for none
+	remains []string // ids of images that jobs of an earlier run began and failed at
 }
 
 // Close closes the disk, and lets other runs have the journal.
@@ -114,6 +118,9 @@ func (p *Plan) Close() error {
 	p.journal.close()
 	return p.Disk.Close()
 }
+
+// Resumes tells whether an earlier run of the same request is gone on with.
+func (p *Plan) Resumes() bool { return p.resume != nil }
 
 // keys are the objects that the plan makes.
 func (p *Plan) keys() []string {
@@ -200,6 +207,9 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 	if err := obs.ValidateBucket(r.Bucket, false); err != nil {
 		return nil, err
 	}
+	if ext := path.Ext(p.Request.Key); r.AddEnding && p.Request.Key != "" && ext != FormatRAW.Ext() && ext != FormatZVHD2.Ext() {
+		p.Request.Key += p.Format.Ext()
+	}
 	if err := i.openJournal(p); err != nil {
 		return nil, err
 	}
@@ -226,6 +236,8 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 			PartSize:  part,
 			Workers:   r.Workers,
 			ZeroCopy:  r.ZeroCopy,
+
+			MemoryBudget: r.Memory,
 		})
 		if err != nil {
 			return nil, err
@@ -383,6 +395,14 @@ func (i *Importer) checkService(ctx context.Context, p *Plan) error {
 	if err != nil {
 		return skip("whether the image's name is taken", err)
 	}
+	// What an earlier try of the same import left goes before the next.
+	same = slices.DeleteFunc(same, func(image ims.Image) bool {
+		failed := image.Status == ims.ImageKilled && p.isMarked(&image)
+		if failed {
+			p.remains = append(p.remains, image.ID)
+		}
+		return failed
+	})
 	if len(same) > 0 {
 		return &CheckError{
 			What:   fmt.Sprintf("an image named %q exists: %s", img.Name, same[0].ID),

@@ -79,7 +79,11 @@ func (i *Importer) openJournal(p *Plan) error {
 	}
 	t := target{Endpoint: i.OBS.Endpoint(), Bucket: r.Bucket, Key: r.Key, Generated: generated}
 	source := absolute(r.Source)
-	j, found, broken, err := openJournal(r.StateDir, journalName(source, t))
+	named := source
+	if disk := r.Open.ArchiveDisk; disk != "" {
+		named += "\x00" + disk // another disk of the same archive is another import
+	}
+	j, found, broken, err := openJournal(r.StateDir, journalName(named, t))
 	var busy *BusyError
 	switch {
 	case errors.As(err, &busy):
@@ -183,6 +187,31 @@ func (p *Plan) marker() string {
 		return fmt.Sprintf("%s-%d", p.RunID, p.resume.Import.Attempt+1)
 	}
 	return p.RunID
+}
+
+// isMarked tells whether an image is of the run that is gone on with.
+func (p *Plan) isMarked(image *ims.Image) bool {
+	return p.resume != nil && IsMarked(image, p.resume.RunID)
+}
+
+// IsMarked tells whether an image has the tag of a run, or of one of its repetitions after a job that failed.
+func IsMarked(image *ims.Image, runID string) bool {
+	return runID != "" && slices.ContainsFunc(image.Tags, func(tag string) bool {
+		value, ok := strings.CutPrefix(tag, MarkerKey)
+		value = strings.TrimLeft(value, "=.") // newer and older installations
+		return ok && (value == runID || strings.HasPrefix(value, runID+"-"))
+	})
+}
+
+// removeRemains deletes the images that failed jobs of an earlier run have left: their name is taken.
+func (r *run) removeRemains(ctx context.Context) error {
+	for _, id := range r.plan.remains {
+		if err := r.IMS.DeleteImage(ctx, id); err != nil && ims.KindOf(err) != ims.KindNotFound {
+			return fmt.Errorf("delete image %s, which an earlier job failed at: %w", id, err)
+		}
+		r.warn(fmt.Sprintf("image %s, which an earlier job failed at, was deleted", id))
+	}
+	return nil
 }
 
 // ofEarlierRun tells whether an object with that run's mark may be replaced or removed.

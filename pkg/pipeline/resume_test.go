@@ -603,7 +603,6 @@ func TestJobThatFailed(t *testing.T) {
 	c := start(t, imstest.Options{Faults: imstest.Faults{FailJobs: "IMG.0057"}, DuplicateNames: true})
 	dir := filepath.Join(t.TempDir(), "state")
 	r := c.resumable(writeFile(t, filepath.Join(t.TempDir(), "disk.raw"), resumeDisk()), dir, pipeline.FormatRAW)
-	r.AllowDuplicateName = true // a job that failed leaves an image
 	var failed *ims.JobFailedError
 	for n := range 2 {
 		sent := c.store.Stats().BodyBytes
@@ -615,7 +614,12 @@ func TestJobThatFailed(t *testing.T) {
 			t.Errorf("%d bytes were sent again", more)
 		}
 	}
+	// What the jobs have left of the image goes before the next is asked for.
+	if list, err := c.IMS.ListImages(t.Context(), ims.ImageFilter{Name: r.Image.Name}); err != nil || len(list) != 1 {
+		t.Errorf("%d images of the name, %v", len(list), err)
+	}
 	// With --restart the object of the failed job goes.
+	r.AllowDuplicateName = true // for the image isn't this run's
 	old := c.store.Keys(obstest.Bucket)
 	r.Restart = true
 	if _, err := runWith(t.Context(), c.importer(t, &mortal{}), r); !errors.As(err, &failed) {

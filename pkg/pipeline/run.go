@@ -136,6 +136,18 @@ type run struct {
 
 	begun   atomic.Bool  // the upload's beginning was told
 	resumed atomic.Int64 // bytes of the disk that were there from an earlier run
+	jobEnds func()       // gives the slot of the job back
+}
+
+// jobBegins waits until there may be one more job at the service.
+func (r *run) jobBegins(ctx context.Context) (err error) {
+	if r.JobSlot != nil {
+		var release func()
+		if release, err = r.JobSlot(ctx); err == nil {
+			r.jobEnds = release
+		}
+	}
+	return err
 }
 
 func (r *run) event(e Event) {
@@ -176,7 +188,15 @@ func (r *run) unprepared(ctx context.Context, err error) error {
 func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
 	start := time.Now()
 	r := &run{Importer: i, plan: p, stays: p.Request.KeepObject || p.Request.NoWait}
+	defer func() {
+		if r.jobEnds != nil {
+			r.jobEnds()
+		}
+	}()
 	if err := r.prepare(ctx); err != nil {
+		return nil, r.unprepared(ctx, err)
+	}
+	if err := r.removeRemains(ctx); err != nil {
 		return nil, r.unprepared(ctx, err)
 	}
 	up, sub, err := r.uploadAndSubmit(ctx)
@@ -238,6 +258,9 @@ func (r *run) uploadAndSubmit(ctx context.Context) (*UploadResult, *ims.Submitte
 		return r.send(ctx)
 	}
 	if r.plan.resume != nil && r.plan.resume.Import.open() {
+		if err := r.jobBegins(ctx); err != nil {
+			return nil, nil, &InterruptedError{Phase: PhaseSubmit, Err: err, Next: "The import may have been accepted: run the same command again to follow it."}
+		}
 		if up, sub, err := r.follow(ctx); sub != nil || err != nil {
 			return up, sub, err
 		}
@@ -424,6 +447,7 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 		OwnKey:         p.ownKey,
 		MaxSize:        convert.MaxZVHD2Size(total),
 		Workers:        p.Request.Workers,
+		MemoryBudget:   p.Request.Memory,
 		RunID:          p.RunID,
 		BeforeComplete: r.beforeComplete,
 		CleanupTimeout: cleanupLimit,
@@ -548,6 +572,11 @@ func (r *run) ours(ctx context.Context, key string) (bool, error) {
 }
 
 func (r *run) submit(ctx context.Context, up *UploadResult) (*ims.Submitted, error) {
+	if r.jobEnds == nil {
+		if err := r.jobBegins(ctx); err != nil {
+			return nil, r.afterUpload(ctx, PhaseSubmit, err)
+		}
+	}
 	r.event(Event{Phase: PhaseSubmit, State: StateStart})
 	for _, key := range r.plan.keys() {
 		ok, err := r.ours(ctx, key)

@@ -55,6 +55,7 @@ type State struct {
 	Failure  *Failure         `json:"failure,omitempty"`
 	Warnings []string         `json:"warnings,omitempty"`
 	JobID    string           `json:"job_id,omitempty"`
+	RunID    string           `json:"run_id,omitempty"` // of the import that was last begun
 
 	First   time.Time `json:"first,omitzero"`   // when it was first begun
 	Started time.Time `json:"started,omitzero"` // the last run's beginning
