@@ -124,6 +124,7 @@ func layoutNames() []string {
 // importFlags are the flags of `imsprep import`.
 type importFlags struct {
 	sourceFlags
+	packer packerFlags
 	uploadFlags
 	bucket, key string
 
@@ -145,7 +146,7 @@ type importFlags struct {
 func (a *app) importCommand() *cobra.Command {
 	var f importFlags
 	cmd := &cobra.Command{
-		Use:     "import SRC --bucket BUCKET --name NAME --os-version VERSION",
+		Use:     "import {SRC | --packer-manifest FILE} --bucket BUCKET --name NAME --os-version VERSION",
 		GroupID: groupCloud,
 		Short:   "Make an image of a disk: upload, import, and follow the job",
 		Long: `Import takes a disk the whole way to an image: it checks all that can be checked before a byte
@@ -180,19 +181,28 @@ taken and why; a path that is asked for and can't be is refused before anything 
   imsprep import web-01.qcow2 --bucket images --name web-01 \
       --os-version "Ubuntu 22.04 server 64bit" --dry-run
 
+  # the disk that Packer has just built
+  imsprep import --packer-manifest packer-manifest.json --bucket images --name web-01 \
+      --os-version "Ubuntu 22.04 server 64bit"
+
   # in a build: start it, go on, look later
   job=$(imsprep import disk.raw --bucket images --name nightly --os-version "..." --no-wait -q)
   imsprep job wait "$job"`,
-		Args: a.args(cobra.ExactArgs(1)),
+		Args: a.args(f.packer.args),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.usageHint = cmd.CommandPath()
-			return a.runImport(cmd.Context(), args[0], &f)
+			var src string
+			if len(args) > 0 {
+				src = args[0]
+			}
+			return a.runImport(cmd.Context(), src, &f)
 		},
 	}
 	a.cloudFlags(cmd)
 	f.sourceFlags.add(cmd)
 	f.uploadFlags.add(cmd)
 	fl := cmd.Flags()
+	f.packer.add(cmd)
 	fl.StringVar(&f.bucket, "bucket", "", "bucket in the image service's region, of class Standard (environment: IMSPREP_BUCKET)")
 	fl.StringVar(&f.key, "key", "", "the object's key, ending as its format (default: from the source's name)")
 	fl.StringVar(&f.name, "name", "", "the image's name")
@@ -317,6 +327,11 @@ func (a *app) runImport(ctx context.Context, src string, f *importFlags) error {
 	s, err := a.settings()
 	if err != nil {
 		return err
+	}
+	if f.packer.manifest != "" {
+		if src, err = f.packer.source(a); err != nil {
+			return err
+		}
 	}
 	f.enterpriseProject = first(f.enterpriseProject, a.getenv("HW_ENTERPRISE_PROJECT_ID"))
 	r, err := f.request(a, src, s)
