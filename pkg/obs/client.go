@@ -82,6 +82,7 @@ type Client struct {
 	given keyring
 
 	newBuffer func(n int64) []byte
+	now       func() time.Time
 }
 
 // New makes a client. It sends nothing.
@@ -116,6 +117,7 @@ func New(o Options) (*Client, error) {
 		o:         o,
 		meter:     &meter{next: next, idle: o.IdleTimeout},
 		newBuffer: func(n int64) []byte { return make([]byte, n) },
+		now:       time.Now,
 	}
 	c.meter.keysOf = c.given.ofRequest
 	c.http = &http.Client{

@@ -436,7 +436,7 @@ func TestNetworkErrors(t *testing.T) {
 
 func TestTransportSettings(t *testing.T) {
 	tr := newTransport(nil)
-	if tr.TLSClientConfig.MinVersion != tls.VersionTLS12 || tr.MaxIdleConnsPerHost < maxWorkers || !tr.DisableCompression {
+	if tr.TLSClientConfig.MinVersion != tls.VersionTLS12 || tr.MaxIdleConnsPerHost < MaxWorkers || !tr.DisableCompression {
 		t.Fatalf("%+v", tr)
 	}
 }

@@ -28,7 +28,7 @@ type composing struct{ error }
 
 func (e composing) Unwrap() error { return e.error }
 
-// scratch is one worker's buffer, made on first need.
+// scratch is the buffer of one part, taken on first need.
 type scratch struct {
 	u *upload
 	b []byte
@@ -36,9 +36,32 @@ type scratch struct {
 
 func (s *scratch) get(n int64) []byte {
 	if s.b == nil {
-		s.b = s.u.c.newBuffer(s.u.plan.Buffer)
+		s.b = s.u.takeBuffer()
 	}
 	return s.b[:n]
+}
+
+// free gives the buffer back.
+func (s *scratch) free() {
+	if s.b == nil {
+		return
+	}
+	s.u.mu.Lock()
+	defer s.u.mu.Unlock()
+	s.u.buffers = append(s.u.buffers, s.b)
+	s.b = nil
+}
+
+// takeBuffer returns one that was used before, or makes one.
+func (u *upload) takeBuffer() []byte {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if n := len(u.buffers); n > 0 {
+		b := u.buffers[n-1]
+		u.buffers = u.buffers[:n-1]
+		return b
+	}
+	return u.c.newBuffer(u.plan.Buffer)
 }
 
 // composedPart makes a part out of pieces, or sends it in one when the server can't copy any more.

@@ -194,7 +194,7 @@ func TestComposedPartsRefusedHalfway(t *testing.T) {
 		f.Match = func(q *obstest.Request) bool { return op == obstest.OpCopyPart || q.Key != testKey }
 		e.server.Inject(f)
 		d := &disk{content: scatteredContent()}
-		o := e.options(d, scatteredPlan(t, 2))
+		o := e.options(d, scatteredPlan(t, 1))
 		notes := 0
 		o.Progress = func(ev UploadEvent) {
 			if ev.Note != "" {

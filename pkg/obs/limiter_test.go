@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -22,7 +23,7 @@ func mustAcquire(t *testing.T, l *limiter) ticket {
 }
 
 func TestLimiterHalvesOncePerWave(t *testing.T) {
-	l := newLimiter(8)
+	l := newLimiter(time.Now, 8, 8, 8)
 	var wave []ticket
 	for range 8 {
 		wave = append(wave, mustAcquire(t, l))
@@ -30,19 +31,19 @@ func TestLimiterHalvesOncePerWave(t *testing.T) {
 	for _, tk := range wave {
 		l.release(tk, outcomeThrottled)
 	}
-	if l.limit != 4 {
-		t.Fatalf("limit %d after one wave, want 4", l.limit)
+	if l.climber.level != 4 {
+		t.Fatalf("limit %d after one wave, want 4", l.climber.level)
 	}
 	for range 5 {
 		l.release(mustAcquire(t, l), outcomeThrottled)
 	}
-	if l.limit != 1 {
-		t.Fatalf("limit %d, want 1 and never less", l.limit)
+	if l.climber.level != 1 {
+		t.Fatalf("limit %d, want 1 and never less", l.climber.level)
 	}
 }
 
 func TestLimiterRecoversSlowly(t *testing.T) {
-	l := newLimiter(3)
+	l := newLimiter(time.Now, 3, 3, 3)
 	l.release(mustAcquire(t, l), outcomeThrottled) // 1
 	good := func(n int) {
 		for range n {
@@ -51,62 +52,84 @@ func TestLimiterRecoversSlowly(t *testing.T) {
 	}
 	good(recoverAfter - 1)
 	l.release(mustAcquire(t, l), outcomeOther) // neither good nor bad news
-	if l.limit != 1 {
-		t.Fatalf("limit %d too early", l.limit)
+	if l.climber.level != 1 {
+		t.Fatalf("level %d too early", l.climber.level)
 	}
 	good(1)
-	if l.limit != 2 {
-		t.Fatalf("limit %d, want 2", l.limit)
+	if l.climber.level != 2 {
+		t.Fatalf("level %d, want 2", l.climber.level)
 	}
 	good(2*recoverAfter - 1)
-	if l.limit != 2 {
-		t.Fatalf("limit %d too early", l.limit)
+	if l.climber.level != 2 {
+		t.Fatalf("level %d too early", l.climber.level)
 	}
 	good(1 + 100)
-	if l.limit != 3 {
-		t.Fatalf("limit %d, want the maximum 3", l.limit)
+	if l.climber.level != 3 {
+		t.Fatalf("level %d, want what was asked for, 3", l.climber.level)
 	}
 }
 
 func TestLimiterBounds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.IntRange(1, 6).Draw(t, "max")
-		l := newLimiter(n)
+		most := rapid.IntRange(1, 6).Draw(t, "most")
+		high := rapid.IntRange(1, 6).Draw(t, "high")
+		low := rapid.IntRange(1, high).Draw(t, "low")
+		var clock atomic.Int64 // windows pass at once
+		l := newLimiter(func() time.Time { return time.Unix(0, clock.Add(int64(windowTime))) }, low, high, most)
 		outcomes := rapid.SliceOfN(rapid.IntRange(0, 2), 1, 60).Draw(t, "outcomes")
-		var busy, worst atomic.Int64
-		var next atomic.Int64
+		var held, busy, worstHeld, worst, next atomic.Int64
+		enter := func(n, worst *atomic.Int64) {
+			now := n.Add(1)
+			for w := worst.Load(); now > w && !worst.CompareAndSwap(w, now); w = worst.Load() {
+			}
+		}
 		var wg sync.WaitGroup
-		for range 2 * n {
+		for range 2 * most {
 			wg.Go(func() {
 				for {
 					i := next.Add(1) - 1
-					if i >= int64(len(outcomes)) {
+					if i >= int64(len(outcomes)) || l.hold(context.Background()) != nil {
 						return
 					}
+					enter(&held, &worstHeld)
 					tk, err := l.acquire(context.Background())
 					if err != nil {
 						return
 					}
-					now := busy.Add(1)
-					for w := worst.Load(); now > w && !worst.CompareAndSwap(w, now); w = worst.Load() {
-					}
+					enter(&busy, &worst)
+					l.moved(64 << 20)
 					busy.Add(-1)
 					l.release(tk, outcome(outcomes[i]))
+					held.Add(-1)
+					l.drop()
 				}
 			})
 		}
 		wg.Wait() // hangs if a wake-up gets lost
-		if worst.Load() > int64(n) {
-			t.Fatalf("%d at the same time, maximum %d", worst.Load(), n)
+		if worst.Load() > int64(min(high, most)) || worstHeld.Load() > int64(most) {
+			t.Fatalf("%d at the same time, %d held; bounds %d and %d", worst.Load(), worstHeld.Load(), high, most)
 		}
-		if l.inUse != 0 || l.limit < 1 || l.limit > n {
-			t.Fatalf("in use %d, limit %d", l.inUse, l.limit)
+		if level := l.climber.level; l.inUse != 0 || l.held != 0 || level < 1 || level > min(high, most) {
+			t.Fatalf("in use %d, held %d, level %d", l.inUse, l.held, level)
 		}
 	})
 }
 
+// A lower bound takes effect at once, whatever the level was.
+func TestLimiterBound(t *testing.T) {
+	l := newLimiter(time.Now, 6, 8, 12)
+	l.bound(3, 4)
+	if l.climber.level != 3 || l.room() != 4 || l.climber.min != 3 || l.climber.max != 3 {
+		t.Fatalf("level %d, room %d, %d to %d", l.climber.level, l.room(), l.climber.min, l.climber.max)
+	}
+	l.bound(16, 16)
+	if l.climber.max != 3 || l.most != 4 {
+		t.Fatalf("a bound was raised to %d, %d", l.climber.max, l.most)
+	}
+}
+
 func TestLimiterHonoursContext(t *testing.T) {
-	l := newLimiter(1)
+	l := newLimiter(time.Now, 1, 1, 1)
 	tk := mustAcquire(t, l)
 	ctx, cancel := context.WithCancel(t.Context())
 	errs := make(chan error)

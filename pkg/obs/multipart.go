@@ -54,8 +54,8 @@ type order struct {
 type multipart struct {
 	order
 	c   *Client
-	id  string   // of the upload
-	lim *limiter // nil: one part at a time
+	id  string // of the upload
+	lim *limiter
 	// fits tells whether a remembered upload is cut as this one.
 	fits func(*State) bool
 	// there are the parts that the server had when the upload was taken up again.
@@ -131,6 +131,7 @@ func (m *multipart) do(ctx context.Context, parts func(ctx context.Context) erro
 		return nil, e
 	}
 	res.StartedAnew = m.startedAnew
+	res.Concurrency = m.lim.result()
 	res.Requests, res.Retries = int(m.stats.requests.Load()), int(m.stats.retries.Load())
 	res.Left = left
 	return res, nil
@@ -247,9 +248,17 @@ func (m *multipart) put(ctx context.Context, part Part, to partAddress, s sum, b
 	t.part, t.offset = to.number, part.Offset
 	t.before = m.slot
 	var etag string
-	err := m.c.call(ctx, t, func(ctx context.Context) error {
-		p := &payload{r: body(), moved: m.moved}
-		defer p.release()
+	err := m.c.call(ctx, t, func(ctx context.Context) (err error) {
+		sent := int64(0)
+		p := &payload{r: body(), moved: func(n int) {
+			sent += int64(n)
+			m.moved(n)
+		}}
+		defer func() {
+			if p.release(); err != nil {
+				m.lim.moved(-sent)
+			}
+		}()
 		got, err := m.c.core.PutObjectPart(ctx, t.bucket, t.key, to.id, to.number, p, part.Length,
 			minio.PutObjectPartOptions{Md5Base64: s.base64(), DisableContentSha256: true})
 		if err != nil {
@@ -296,9 +305,6 @@ func encrypts(ctx context.Context) bool {
 
 // slot is the limiter's bracket around an attempt.
 func (m *multipart) slot(ctx context.Context) (func(*Error), error) {
-	if m.lim == nil { // the probe goes alone
-		return func(*Error) {}, nil
-	}
 	ticket, err := m.lim.acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -598,6 +604,7 @@ func (m *multipart) metadata() map[string]string {
 // moved counts bytes of bodies as they leave.
 func (m *multipart) moved(n int) {
 	total := m.wire.Add(int64(n))
+	m.lim.moved(int64(n))
 	if m.progress == nil {
 		return
 	}

@@ -26,12 +26,14 @@ const (
 	DefaultBlockSize    = Grain
 	DefaultPartSize     = 16 << 20
 	DefaultMemoryBudget = 256 << 20
-	DefaultWorkers      = 4
+	DefaultWorkers      = 16
 )
+
+// MaxWorkers is how many parts can be sent at the same time at most.
+const MaxWorkers = 64
 
 const (
 	maxBlockSize = 64 << 20
-	maxWorkers   = 64
 	// partStep keeps the sizes of parts round when blocks are small.
 	partStep = 1 << 20
 )
@@ -70,11 +72,15 @@ type PlanOptions struct {
 	// PartSize, in bytes, is the length of a part that is sent. 0 is DefaultPartSize. It grows when
 	// the object would otherwise need more than MaxParts parts.
 	PartSize int64
-	// MemoryBudget, in bytes, bounds workers × part size as long as a single part fits into it.
+	// MemoryBudget, in bytes, bounds the parts that are held × their size as long as a single part fits
+	// into it.
 	// 0 is DefaultMemoryBudget.
 	MemoryBudget int64
 	// Workers is how many parts are sent at the same time at most. 0 is DefaultWorkers.
 	Workers int
+	// MinWorkers is how many they are at least, unless memory is short or the server asks to slow down. In
+	// between, as many are sent as the line turns out to carry. 0 is 1.
+	MinWorkers int
 	// ZeroCopy defaults to ZeroCopyAuto.
 	ZeroCopy ZeroCopyMode
 }
@@ -98,8 +104,11 @@ type Plan struct {
 	PartSize  int64 // bytes a sent part is meant to have
 	// Buffer is the length in bytes of the longest part that is read from the source, and so of
 	// each worker's buffer.
-	Buffer   int64
-	Workers  int
+	Buffer int64
+	// Workers and MinWorkers are how many parts are sent at the same time at most and at least.
+	Workers, MinWorkers int
+	// Buffers is how many parts are held in memory at most: being sent, or read while others are sent.
+	Buffers  int
 	ZeroCopy ZeroCopyMode // as asked for, never empty
 	// CopyZeros tells whether the zero parts are to be copied. It is false when ZeroCopy is off,
 	// and also when it is auto and copying would not save bytes.
@@ -115,8 +124,9 @@ type Plan struct {
 	// part but the last below MinPartSize. Composed parts can stay below it.
 	Floor int64
 
-	budget  int64
-	workers int // as asked for
+	budget     int64
+	workers    int // as asked for
+	minWorkers int
 }
 
 // PlanSummary counts what a plan will cost when nothing fails, no data part turns out to be zeros, and
@@ -164,11 +174,8 @@ func NewPlan(size int64, extents iter.Seq2[Extent, error], o PlanOptions) (*Plan
 	if o.MemoryBudget == 0 {
 		o.MemoryBudget = DefaultMemoryBudget
 	}
-	if o.Workers < 0 || o.Workers > maxWorkers {
-		return nil, invalid("%d workers: from 1 to %d are possible", o.Workers, maxWorkers)
-	}
-	if o.Workers == 0 {
-		o.Workers = DefaultWorkers
+	if err := checkWorkers(&o.MinWorkers, &o.Workers); err != nil {
+		return nil, invalid("%v", err)
 	}
 	if err := o.ZeroCopy.Validate(); err != nil {
 		return nil, err
@@ -193,7 +200,7 @@ func newPlan(size int64, extents iter.Seq2[Extent, error], o PlanOptions, r rule
 	start = min(max(roundUp(start, o.BlockSize), g.minPart), g.maxPart)
 
 	p := &Plan{Size: size, BlockSize: o.BlockSize, ZeroCopy: o.ZeroCopy, DataBytes: data,
-		budget: o.MemoryBudget, workers: o.Workers}
+		budget: o.MemoryBudget, workers: o.Workers, minWorkers: o.MinWorkers}
 	_, p.Floor = g.choose(runs, terms{partSize: g.maxPart, zeroPart: g.maxPart})
 	if o.ZeroCopy != ZeroCopyOff {
 		p.fit(g, runs, start, true)
@@ -222,7 +229,7 @@ func (p *Plan) withoutCopying() *Plan {
 		}
 	}
 	q := &Plan{Size: p.Size, BlockSize: p.BlockSize, ZeroCopy: p.ZeroCopy, DataBytes: p.DataBytes, Floor: p.Floor,
-		budget: p.budget, workers: p.workers}
+		budget: p.budget, workers: p.workers, minWorkers: p.minWorkers}
 	q.fit(g, runs, p.PartSize, false)
 	q.finish()
 	return q
@@ -253,7 +260,7 @@ const zeroLevelRequests = 4
 
 // Summary counts the plan's cost.
 func (p *Plan) Summary() PlanSummary {
-	s := PlanSummary{Parts: len(p.Parts), Memory: int64(p.Workers) * p.Buffer, DataBytes: p.DataBytes, FloorBytes: p.Floor}
+	s := PlanSummary{Parts: len(p.Parts), Memory: int64(p.Buffers) * p.Buffer, DataBytes: p.DataBytes, FloorBytes: p.Floor}
 	var pieces func(parts []Part)
 	pieces = func(parts []Part) {
 		for _, part := range parts {
@@ -329,11 +336,35 @@ func (p *Plan) finish() {
 		// Data parts may turn out to be zeros, so the zero object must be as long as those too.
 		p.ZeroObjectSize = max(longest, p.Buffer)
 	}
-	p.Workers = p.workers
+	p.Buffers = buffers(p.workers)
 	if p.Buffer > 0 {
-		p.Workers = int(min(int64(p.workers), max(1, p.budget/p.Buffer)))
+		p.Buffers = int(min(int64(p.Buffers), max(1, p.budget/p.Buffer)))
 	}
-	p.Workers = max(1, min(p.Workers, len(p.Parts)))
+	p.Buffers = max(1, min(p.Buffers, len(p.Parts)))
+	p.Workers = min(p.workers, p.Buffers)
+	p.MinWorkers = max(1, min(p.minWorkers, p.Workers))
+}
+
+// checkWorkers fills in how many parts are sent at the same time, or refuses what can't be.
+func checkWorkers(low, high *int) error {
+	if *high < 0 || *high > MaxWorkers {
+		return fmt.Errorf("%d workers: from 1 to %d are possible", *high, MaxWorkers)
+	}
+	setDefault(high, DefaultWorkers)
+	if *low < 0 || *low > *high {
+		return fmt.Errorf("%d workers at least and %d at most", *low, *high)
+	}
+	setDefault(low, 1)
+	return nil
+}
+
+// buffers is how many parts are held for as many workers: one worker alone sends what it has read before it
+// reads on.
+func buffers(workers int) int {
+	if workers == 1 {
+		return 1
+	}
+	return workers + ahead(workers)
 }
 
 // fit fills Parts and PartSize with a division that has at most maxParts parts. Parts grow first, as
@@ -446,8 +477,8 @@ func (p *Plan) composed(g geometry, divide func(size int64, limit int) []Part, s
 
 // check refuses plans that NewPlan did not make, or that were changed into nonsense.
 func (p *Plan) check() error {
-	if p.Workers < 1 {
-		return fmt.Errorf("the plan has %d workers", p.Workers)
+	if p.Workers < 1 || p.Buffers < p.Workers {
+		return fmt.Errorf("the plan has %d workers and %d buffers", p.Workers, p.Buffers)
 	}
 	end, err := p.checkParts(p.Parts, 0, 0)
 	if err == nil && end != p.Size {

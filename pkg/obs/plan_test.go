@@ -95,8 +95,8 @@ func checkPlan(t failer, p *Plan, size int64, extents iter.Seq2[Extent, error], 
 	if budget == 0 {
 		budget = DefaultMemoryBudget
 	}
-	if p.Workers < 1 || (p.Workers > 1 && int64(p.Workers)*p.Buffer > budget) {
-		t.Fatalf("%d workers with %d bytes each, budget %d", p.Workers, p.Buffer, budget)
+	if p.Workers < 1 || p.Workers > p.Buffers || (p.Buffers > 1 && int64(p.Buffers)*p.Buffer > budget) {
+		t.Fatalf("%d workers, %d buffers with %d bytes each, budget %d", p.Workers, p.Buffers, p.Buffer, budget)
 	}
 	if err := p.check(); err != nil {
 		t.Fatalf("its own check refuses the plan: %v", err)
@@ -198,7 +198,7 @@ func TestPlanSparseTiB(t *testing.T) {
 	checkPlan(t, p, size, seq(es...), PlanOptions{})
 	s := p.Summary()
 	t.Logf("%+v, part size %d, workers %d, zero object %d", s, p.PartSize, p.Workers, p.ZeroObjectSize)
-	if p.PartSize != 16<<20 || p.Workers != 4 || s.Memory > 64<<20 {
+	if p.PartSize != 16<<20 || p.Workers != 16 || s.Memory > 256<<20 {
 		t.Fatalf("part size %d, %d workers, memory %d", p.PartSize, p.Workers, s.Memory)
 	}
 	if s.SendParts > 40*9 || s.CopyParts > 40*27 || s.BytesToSend > 41*(128<<20) {

@@ -39,7 +39,8 @@ func (c *Client) RoundTrip(ctx context.Context, bucket, key string) (res RoundTr
 	}
 	run := newRunID()
 	source, object := key+PieceMark+run+"-0", key+PieceMark+run+"-1"
-	m := &multipart{order: order{bucket: bucket, key: object, runID: run}, c: c, open: map[string]string{}}
+	m := &multipart{order: order{bucket: bucket, key: object, runID: run}, c: c, open: map[string]string{},
+		lim: newLimiter(c.now, 1, 1, 1)}
 	defer func() {
 		res.BytesSent = m.wire.Load()
 		res.Left = c.unmake(ctx, m, source, object)

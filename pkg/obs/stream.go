@@ -35,10 +35,10 @@ type StreamOptions struct {
 	// PartSize returns the length in bytes of a part, counted from 1, from MinPartSize to MaxPartSize.
 	// The last part has what is left. nil is GrowingParts(MaxSize).
 	PartSize func(part int) int64
-	// Workers is how many parts are sent at the same time at most. 0 is DefaultWorkers.
-	Workers int
-	// MemoryBudget, in bytes, bounds what is held of the stream: parts on their way and the one that
-	// is being filled. It is exceeded only by a part that is longer than all of it. 0 is
+	// Workers and MinWorkers are how many parts are sent at the same time, as in PlanOptions.
+	Workers, MinWorkers int
+	// MemoryBudget, in bytes, bounds what is held of the stream: parts on their way, some that wait, and the
+	// one that is being filled. It is exceeded only by a part that is longer than all of it. 0 is
 	// DefaultMemoryBudget.
 	MemoryBudget int64
 
@@ -132,13 +132,12 @@ func (c *Client) newStream(o StreamOptions) (*stream, error) {
 		return &Error{Op: "upload stream", Bucket: o.Bucket, Key: o.Key, Kind: KindInvalid, Message: fmt.Sprintf(format, a...)}
 	}
 	setDefault(&o.MaxSize, DefaultMaxStream)
-	setDefault(&o.Workers, DefaultWorkers)
 	setDefault(&o.MemoryBudget, DefaultMemoryBudget)
 	if o.MaxSize < 0 || o.MaxSize > MaxObjectSize {
 		return nil, bad("an object of %d bytes: from 1 to %d can be uploaded", o.MaxSize, int64(MaxObjectSize))
 	}
-	if o.Workers < 0 || o.Workers > maxWorkers {
-		return nil, bad("%d workers: from 1 to %d are possible", o.Workers, maxWorkers)
+	if err := checkWorkers(&o.MinWorkers, &o.Workers); err != nil {
+		return nil, bad("%v", err)
 	}
 	if o.MemoryBudget < 0 {
 		return nil, bad("memory budget %d is negative", o.MemoryBudget)
@@ -160,7 +159,7 @@ func (c *Client) newStream(o StreamOptions) (*stream, error) {
 	s := &stream{multipart: m, o: o}
 	s.slabs.make = c.newBuffer
 	s.slabs.changed = make(chan struct{})
-	m.lim = newLimiter(o.Workers)
+	m.lim = newLimiter(c.now, o.MinWorkers, o.Workers, buffers(o.Workers))
 	m.fits = func(st *State) bool { return st.Boundaries == "" }
 	return s, nil
 }
@@ -217,7 +216,6 @@ func (s *stream) send(ctx context.Context, write func(ctx context.Context, w io.
 	sctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, gctx := errgroup.WithContext(sctx)
-	g.SetLimit(s.o.Workers)
 	w := &streamWriter{s: s, ctx: gctx, g: g}
 	if err := s.start(w); err != nil {
 		return err
@@ -289,7 +287,9 @@ func (w *streamWriter) Write(p []byte) (int, error) {
 		w.offset += int64(k)
 		p, n = p[k:], n+k
 		if w.body.n == w.part.Length {
-			w.cut()
+			if err := w.cut(); err != nil {
+				return n, err
+			}
 		}
 	}
 	return n, nil
@@ -339,8 +339,11 @@ func (w *streamWriter) room() ([]byte, error) {
 	return w.body.slabs[len(w.body.slabs)-1][at:min(slabSize, at+w.part.Length-w.body.n)], nil
 }
 
-// cut hands the part to a sender; it waits while all of them are busy.
-func (w *streamWriter) cut() {
+// cut hands the part to a sender; it waits while as many parts are held as may be.
+func (w *streamWriter) cut() error {
+	if err := w.s.lim.hold(w.ctx); err != nil {
+		return err
+	}
 	part, body := w.part, w.body
 	part.Length = body.n
 	w.part.Length, w.body = 0, pieces{}
@@ -349,6 +352,7 @@ func (w *streamWriter) cut() {
 		note = w.s.o.Note(part)
 	}
 	w.g.Go(func() error {
+		defer w.s.lim.drop()
 		defer w.s.slabs.put(body.slabs)
 		d, err := w.s.multipart.send(w.ctx, part, body.sum(), func() io.ReadSeeker { return body.reader() })
 		if err == nil {
@@ -357,6 +361,7 @@ func (w *streamWriter) cut() {
 		}
 		return err
 	})
+	return nil
 }
 
 // finish cuts the last part.
@@ -373,7 +378,7 @@ func (w *streamWriter) finish() error {
 		w.bad = w.s.invalid("the stream has no bytes")
 		return w.bad
 	case w.body.n > 0:
-		w.cut()
+		return w.cut()
 	}
 	return nil
 }

@@ -361,7 +361,7 @@ func TestStreamRefusesNonsense(t *testing.T) {
 		"too small parts": func(o *StreamOptions) { o.MaxSize = MaxParts*MinPartSize + 1 },
 		"tiny parts":      func(o *StreamOptions) { o.PartSize = func(int) int64 { return MinPartSize - 1 } },
 		"vast parts":      func(o *StreamOptions) { o.PartSize = func(int) int64 { return MaxPartSize + 1 } },
-		"workers":         func(o *StreamOptions) { o.Workers = maxWorkers + 1 },
+		"workers":         func(o *StreamOptions) { o.Workers = MaxWorkers + 1 },
 		"budget":          func(o *StreamOptions) { o.MemoryBudget = -1 },
 		"run id taken":    func(o *StreamOptions) { o.Metadata = map[string]string{RunIDMetadata: "c"} },
 	} {

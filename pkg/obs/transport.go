@@ -23,7 +23,7 @@ func newTransport(proxy func(*http.Request) (*url.URL, error)) *http.Transport {
 			KeepAlive: 30 * time.Second,
 		}).DialContext,
 		Proxy:               proxy,
-		MaxIdleConnsPerHost: maxWorkers + 4,
+		MaxIdleConnsPerHost: MaxWorkers + 4,
 		IdleConnTimeout:     60 * time.Second,
 		TLSHandshakeTimeout: 15 * time.Second,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},

@@ -116,6 +116,8 @@ type UploadResult struct {
 	StartedAnew string `json:"started_anew,omitempty"`
 	Requests    int    `json:"requests"`
 	Retries     int    `json:"retries"`
+
+	Concurrency ConcurrencyResult `json:"concurrency"`
 	// ZeroCopyRefused says why zero parts were sent although copying was wanted, "" if they
 	// weren't.
 	ZeroCopyRefused string `json:"zero_copy_refused,omitempty"`
@@ -125,7 +127,7 @@ type UploadResult struct {
 
 // Upload carries out a plan. Every body travels with its MD5, which the server checks; the object
 // is completed only after the server's list of parts agrees with what was sent; its size is checked
-// at the end. Memory is the plan's Workers × Buffer.
+// at the end. Memory is the plan's Buffers × Buffer.
 //
 // On failure or when ctx ends, the unfinished upload (but see Resumable) and the zero objects are
 // removed before Upload returns, and nothing appears under Key (an object that was there before
@@ -161,6 +163,7 @@ type upload struct {
 	// keepZeros: as asked for
 	keepZeros bool
 	sums      zeroSums
+	buffers   [][]byte // that nobody uses, under multipart.mu
 	// noCondition is set when the server does not know x-amz-copy-source-if-match.
 	noCondition atomic.Bool
 	// reuseRefused is set when copying from an earlier object has failed.
@@ -194,6 +197,7 @@ func (c *Client) newUpload(o UploadOptions) (*upload, error) {
 	}
 	m.fits = u.fitsPlan
 	u.zero = &zeroObject{u: u}
+	u.lim = newLimiter(c.now, u.plan.MinWorkers, u.plan.Workers, u.plan.Buffers)
 	return u, nil
 }
 
@@ -235,7 +239,7 @@ func (u *upload) parts(ctx context.Context) error {
 			return err
 		}
 	}
-	u.lim = newLimiter(u.plan.Workers)
+	u.lim.bound(u.plan.Workers, u.plan.Buffers) // the plan may be another one by now
 	return u.sendParts(ctx)
 }
 
@@ -291,35 +295,19 @@ func mayFallBack(err error) bool {
 	return !isCode(err, "NoSuchUpload") && !isCode(err, "NoSuchBucket")
 }
 
-// sendParts brings every part to the server. Each worker has one buffer, reused.
+// sendParts brings every part to the server. As many are held as the limiter permits; buffers are reused.
 func (u *upload) sendParts(ctx context.Context) error {
 	var next atomic.Int64
 	g, gctx := errgroup.WithContext(ctx)
-	for range u.plan.Workers {
+	for range u.plan.Buffers {
 		g.Go(func() error {
-			w := &scratch{u: u}
 			for {
-				i := int(next.Add(1)) - 1
-				if i >= len(u.plan.Parts) {
-					return nil
-				}
-				if u.done[i].etag != "" {
-					continue // the probe's
-				}
-				if err := gctx.Err(); err != nil {
+				if err := u.lim.hold(gctx); err != nil {
 					return err
 				}
-				part := u.plan.Parts[i]
-				var err error
-				switch {
-				case part.Zero:
-					err = u.zeroPart(gctx, part)
-				case part.Pieces != nil:
-					err = u.composedPart(gctx, part, w)
-				default:
-					err = u.dataPart(gctx, part, w.get(part.Length))
-				}
-				if err != nil {
+				more, err := u.nextPart(gctx, &next)
+				u.lim.drop()
+				if !more || err != nil {
 					return err
 				}
 			}
@@ -331,6 +319,27 @@ func (u *upload) sendParts(ctx context.Context) error {
 		return u.c.explain(u.target("upload", u.key), ctx.Err(), nil)
 	}
 	return err
+}
+
+// nextPart brings the next part to the server. false means that there is none.
+func (u *upload) nextPart(ctx context.Context, next *atomic.Int64) (more bool, err error) {
+	i := int(next.Add(1)) - 1
+	if i >= len(u.plan.Parts) {
+		return false, nil
+	}
+	if u.done[i].etag != "" {
+		return true, nil // the probe's
+	}
+	w := &scratch{u: u}
+	defer w.free()
+	switch part := u.plan.Parts[i]; {
+	case part.Zero:
+		return true, u.zeroPart(ctx, part)
+	case part.Pieces != nil:
+		return true, u.composedPart(ctx, part, w)
+	default:
+		return true, u.dataPart(ctx, part, w.get(part.Length))
+	}
 }
 
 // zeroPart copies a part known to be zeros, or sends it without reading the source.

@@ -237,7 +237,7 @@ func (z *zeroObject) compose(ctx context.Context, key string, size int64, from z
 	}
 	parts := make([]partDone, ceilDiv(size, fromSize))
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(1, u.plan.Workers))
+	g.SetLimit(max(1, u.plan.Workers)) // and the limiter's level
 	for i := range parts {
 		g.Go(func() error {
 			off := int64(i) * fromSize
