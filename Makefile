@@ -13,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Modules of their own, for what they need has no place in the product: `./...` in the root does not
 # reach them.
-MODULES := . cmd/localcloud pkg/ims/sdktest
+MODULES := . cmd/localcloud pkg/ims/sdktest scripts/bench
 
 # mkfs.ext4 and sfdisk are outside the path of ordinary users on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -70,7 +70,13 @@ cross: ## build imsprep for linux, darwin and windows, amd64 and arm64, into bin
 	@scripts/cross.sh $(BUILD)
 
 .PHONY: bench
-bench: setup ## run the Go benchmarks
+bench: build ## measure against qemu-img, nbdcopy, go-qcow2reader, s3cmd, rclone, zstd (BENCH_QUICK=1: a look)
+	@scripts/setup.sh bench
+	cd scripts/bench && $(GO) build -trimpath -o ../../bin/peers .
+	bin/peers
+
+.PHONY: gobench
+gobench: setup ## run the Go benchmarks (scripts/benchstat.sh compares two commits)
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: testdata

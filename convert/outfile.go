@@ -18,7 +18,19 @@ import (
 // complete and on the disk; until then it has a temporary name in the same folder, and it is removed
 // after an error or when ctx ends. The source img and, unless overwrite is set, an existing file are
 // never replaced; that gives an error for which errors.Is(err, fs.ErrExist).
-func WriteFile(ctx context.Context, img image.Image, path string, overwrite bool, write func(f *os.File) error) (err error) {
+//
+// [WriteFileUnsynced] doesn't wait until the file is on the disk.
+func WriteFile(ctx context.Context, img image.Image, path string, overwrite bool, write func(f *os.File) error) error {
+	return writeFile(ctx, img, path, overwrite, true, write)
+}
+
+// WriteFileUnsynced is [WriteFile] but that it leaves it to the system when the file goes to the disk, as cp
+// does: after a crash of the machine, a file that has its name need not be complete.
+func WriteFileUnsynced(ctx context.Context, img image.Image, path string, overwrite bool, write func(f *os.File) error) error {
+	return writeFile(ctx, img, path, overwrite, false, write)
+}
+
+func writeFile(ctx context.Context, img image.Image, path string, overwrite, sync bool, write func(f *os.File) error) (err error) {
 	if err := CheckTarget(img, path, overwrite); err != nil {
 		return err
 	}
@@ -36,8 +48,10 @@ func WriteFile(ctx context.Context, img image.Image, path string, overwrite bool
 	if err := write(f); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
+	if sync {
+		if err := f.Sync(); err != nil {
+			return err
+		}
 	}
 	if err := f.Close(); err != nil {
 		return err
@@ -50,7 +64,7 @@ func WriteFile(ctx context.Context, img image.Image, path string, overwrite bool
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return rename(img, temp, path, overwrite)
+	return rename(img, temp, path, overwrite, sync)
 }
 
 // CheckTarget returns an error if [WriteFile] would not write path: to know it before the work.
@@ -100,17 +114,16 @@ func createTemp(path string) (*os.File, error) {
 }
 
 // rename gives the finished file its name.
-func rename(img image.Image, temp, path string, overwrite bool) error {
+func rename(img image.Image, temp, path string, overwrite, sync bool) error {
+	if sync {
+		defer syncFolder(filepath.Dir(path))
+	}
 	if !overwrite {
 		// Linking fails if the name exists, in one step; renaming would replace what another process
 		// created in the meantime.
 		err := os.Link(temp, path)
 		if err == nil {
-			if err := os.Remove(temp); err != nil {
-				return err
-			}
-			syncFolder(filepath.Dir(path))
-			return nil
+			return os.Remove(temp)
 		}
 		if errors.Is(err, os.ErrExist) {
 			return &os.PathError{Op: "create", Path: path, Err: os.ErrExist}
@@ -120,11 +133,7 @@ func rename(img image.Image, temp, path string, overwrite bool) error {
 	if err := CheckTarget(img, path, overwrite); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	syncFolder(filepath.Dir(path))
-	return nil
+	return os.Rename(temp, path)
 }
 
 // syncFolder makes the new name durable where the system can; the content is on the disk already.

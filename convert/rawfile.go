@@ -17,6 +17,7 @@ const holeGrain = 64 << 10
 type RAWOptions struct {
 	Workers   int           // see [ScanOptions]
 	Overwrite bool          // replace an existing regular file
+	NoSync    bool          // see [WriteFileUnsynced]
 	Marker    Marker        // learns where data is, may be nil
 	Progress  func(n int64) // see [ScanOptions]
 	Digest    *Digest       // becomes img's digest when all went well; nil computes none
@@ -32,7 +33,7 @@ func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (
 	if o.Digest != nil {
 		s.WithDigest()
 	}
-	err := WriteFile(ctx, img, path, o.Overwrite, func(f *os.File) error {
+	err := writeFile(ctx, img, path, o.Overwrite, !o.NoSync, func(f *os.File) error {
 		if err := prepareSparse(f); err != nil {
 			return err
 		}

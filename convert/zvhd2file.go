@@ -19,6 +19,7 @@ type ZVHD2Options struct {
 	// Writer says how the image is written, see [zvhd2.WriterOptions].
 	Writer    zvhd2.WriterOptions
 	Overwrite bool          // [WriteZVHD2] alone: replace an existing regular file
+	NoSync    bool          // [WriteZVHD2] alone: see [WriteFileUnsynced]
 	Marker    Marker        // learns where data is, may be nil; blocks of [zvhd2.BlockSize]
 	Progress  func(n int64) // called with every number of bytes of the disk done, from several goroutines
 	Digest    *Digest       // becomes img's digest when all went well; nil computes none
@@ -50,7 +51,7 @@ func MaxZVHD2Size(size int64) int64 { return size + size/256 + 64<<20 }
 
 // WriteZVHD2 writes img as a ZVHD2 file at path, as [WriteRAW] does a RAW file.
 func WriteZVHD2(ctx context.Context, img image.Image, path string, o ZVHD2Options) (stats ScanStats, err error) {
-	err = WriteFile(ctx, img, path, o.Overwrite, func(f *os.File) error {
+	err = writeFile(ctx, img, path, o.Overwrite, !o.NoSync, func(f *os.File) error {
 		w := bufio.NewWriterSize(f, 1<<20)
 		if stats, err = EncodeZVHD2(ctx, img, w, o); err != nil {
 			return err

@@ -6,7 +6,8 @@
 # loudly what is missing where it isn't. Succeeds either way: a test that needs
 # a missing tool skips, or fails where IMSPREP_CI=1.
 #
-# usage: scripts/setup.sh [race]      race: a C compiler too, for go test -race
+# usage: scripts/setup.sh [race|bench]      race: a C compiler too, for go test -race
+#                                           bench: the tools that make bench compares with
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
@@ -24,6 +25,9 @@ fi
 tools=(qemu-img qemu-io mkfs.ext4 debugfs sfdisk) packages=(qemu-utils e2fsprogs fdisk)
 if [ "${1:-}" = race ]; then
 	tools+=("${CC:-gcc}") packages+=(gcc libc6-dev)
+fi
+if [ "${1:-}" = bench ]; then
+	tools+=(mkfs.xfs nbdcopy nbdkit qemu-nbd s3cmd rclone zstd) packages+=(xfsprogs libnbd-bin nbdkit s3cmd rclone zstd)
 fi
 [ -n "$(missing "${tools[@]}")" ] || exit 0
 

@@ -62,7 +62,7 @@ func (a *app) bitmapCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := writeBitmap(cmd.Context(), disk, args[1], l, blocks, overwrite); err != nil {
+			if err := writeBitmap(cmd.Context(), disk, args[1], l, blocks, overwrite, false); err != nil {
 				return err
 			}
 			return a.printBitmap(args[1], l, blocks)

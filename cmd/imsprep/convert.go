@@ -37,6 +37,7 @@ type convertFlags struct {
 	workers   int
 	level     int
 	sha256    bool
+	noSync    bool
 }
 
 func (a *app) convertCommand() *cobra.Command {
@@ -45,8 +46,9 @@ func (a *app) convertCommand() *cobra.Command {
 		Use:     "convert SRC DST",
 		GroupID: groupLocal,
 		Short:   "Write a disk as a sparse RAW file with its bitmap, or as ZVHD2",
-		Long: `Convert writes the disk's content to another file, which gets its name when it is complete; an
-interrupted conversion leaves nothing behind.
+		Long: `Convert writes the disk's content to another file, which gets its name when it is complete and on
+the disk; an interrupted conversion leaves nothing behind. With --no-sync it doesn't wait for the
+disk, as cp and qemu-img don't: what had its name before the machine crashed may then be incomplete.
 
 A RAW file is sparse: holes stay holes, and what is all zero takes no room. The bitmap that a quick
 import needs is written beside it, as DST's base name with .mf. A ZVHD2 file is compressed and
@@ -69,6 +71,7 @@ carries its bitmap itself.`,
 	fl.StringVar(&f.layout, "bitmap-layout", bitmap.DefaultLayout, "layout of the bitmap file: "+strings.Join(layoutNames(), ", "))
 	fl.BoolVar(&f.sha256, "sha256", false, "compute the plain SHA-256 of the disk, too: reads it a second time, front to back, beside the conversion")
 	fl.BoolVar(&f.overwrite, "overwrite", false, "replace DST and its bitmap if they exist")
+	fl.BoolVar(&f.noSync, "no-sync", false, "don't wait until the file is on the disk; the system writes it in its own time")
 	fl.IntVar(&f.workers, "parallel", 0, "chunks in flight (default: one a processor)")
 	return cmd
 }
@@ -145,20 +148,26 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 	defer plain.stop()
 	var stats convert.ScanStats
 	var digest convert.Digest
+	var wanted *convert.Digest
+	if a.flags.json {
+		wanted = &digest // which costs as much as all the rest where nothing is unpacked, and is shown there only
+	}
 	if f.output == formatZVHD2 {
 		stats, err = convert.WriteZVHD2(ctx, disk, dst, convert.ZVHD2Options{
 			Writer:    zvhd2.WriterOptions{Level: f.level, Workers: f.workers},
 			Overwrite: f.overwrite,
+			NoSync:    f.noSync,
 			Progress:  done.add,
-			Digest:    &digest,
+			Digest:    wanted,
 		})
 	} else {
 		stats, err = convert.WriteRAW(ctx, disk, dst, convert.RAWOptions{
 			Workers:   f.workers,
 			Overwrite: f.overwrite,
+			NoSync:    f.noSync,
 			Marker:    blocks,
 			Progress:  done.add,
-			Digest:    &digest,
+			Digest:    wanted,
 		})
 	}
 	done.close(err)
@@ -170,7 +179,7 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 		return fmt.Errorf("%s is complete, but the SHA-256 of the source could not be computed: %w", dst, err)
 	}
 	if mf != "" {
-		if err := writeBitmap(ctx, disk, mf, layout, blocks, f.overwrite); err != nil {
+		if err := writeBitmap(ctx, disk, mf, layout, blocks, f.overwrite, f.noSync); err != nil {
 			return fmt.Errorf("%s is complete, but its bitmap could not be written: %w", dst, err)
 		}
 		res.Bitmap = &convertBitmapResult{Path: mf, Layout: layout.Name, Blocks: blocks.Blocks(), DataBlocks: blocks.Count()}
@@ -225,12 +234,16 @@ func removeBitmap(disk *convert.Disk, mf string) error {
 }
 
 // writeBitmap writes a disk's bitmap file, whole or not at all.
-func writeBitmap(ctx context.Context, disk *convert.Disk, path string, layout bitmap.Layout, blocks *bitmap.Map, overwrite bool) error {
+func writeBitmap(ctx context.Context, disk *convert.Disk, path string, layout bitmap.Layout, blocks *bitmap.Map, overwrite, noSync bool) error {
 	data, err := layout.Encode(blocks)
 	if err != nil {
 		return err
 	}
-	return convert.WriteFile(ctx, disk, path, overwrite, func(f *os.File) error {
+	write := convert.WriteFile
+	if noSync {
+		write = convert.WriteFileUnsynced
+	}
+	return write(ctx, disk, path, overwrite, func(f *os.File) error {
 		_, err := f.Write(data)
 		return err
 	})
