@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -67,6 +68,16 @@ func (f *sourceFile) identity() (FileIdentity, error) {
 		ID:      fileID(f),
 		Header:  hex.EncodeToString(h.Sum(nil)),
 	}, nil
+}
+
+// Differs says in what the disk differs from how it was, as far as that would show in a copy of it on another
+// machine: as [Identity.Changed], but for times and file numbers.
+func (i Identity) Differs(was Identity) string {
+	i.Files = slices.Clone(i.Files)
+	for n := range min(len(i.Files), len(was.Files)) {
+		i.Files[n].ModTime, i.Files[n].ID = was.Files[n].ModTime, was.Files[n].ID
+	}
+	return i.Changed(was)
 }
 
 // Changed says in what the disk differs from how it was, "" if it is the same.

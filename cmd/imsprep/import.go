@@ -32,11 +32,11 @@ type uploadFlags struct {
 	bitmapCommand     string
 	scratch           string
 	dryRun            bool
-	stateDir          string
-	restart           bool
-	verify            bool
-	sha256            bool
-	reuse             string
+	stateFlags
+	restart bool
+	verify  bool
+	sha256  bool
+	reuse   string
 }
 
 func (u *uploadFlags) add(cmd *cobra.Command) {
@@ -53,7 +53,7 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	f.StringVar(&u.bitmapCommand, "bitmap-command", "", "have a command make the bitmap, such as 'java -jar CreateMF.jar {raw} {mf}'; it gets a sparse RAW file (with --bitmap-scratch)")
 	f.StringVar(&u.scratch, "bitmap-scratch", "", "folder for that RAW file, which takes as much room as the disk has data; it is removed")
 	f.BoolVar(&u.restart, "restart", false, "begin anew, and remove what an interrupted run has left, instead of going on with it")
-	f.StringVar(&u.stateDir, "state-dir", "", "folder of the journals that interrupted runs are resumed from (environment: IMSPREP_STATE_DIR)")
+	u.stateFlags.add(cmd)
 	f.StringVar(&u.reuse, "reuse", "", "obs://BUCKET/KEY.raw of an earlier upload of this disk: what hasn't changed since is copied from it on the server")
 	f.BoolVar(&u.verify, "verify", false, "read the object back and compare its content digest with the source's, before it counts as uploaded")
 	f.BoolVar(&u.sha256, "sha256", false, "compute the plain SHA-256 of the disk, too: reads the disk a second time, front to back, beside the upload")
@@ -105,7 +105,12 @@ func (u *uploadFlags) apply(a *app, r *pipeline.Request) (err error) {
 		}
 	}
 	if r.Restart = u.restart; !u.dryRun {
-		r.StateDir = a.sources().StateDir(u.stateDir)
+		if r.State, err = u.place(a); err != nil {
+			return err
+		}
+		if r.State == nil {
+			r.StateDir = a.sources().StateDir(u.stateDir)
+		}
 	}
 	r.ZeroCopy, r.PartSize, r.Workers = mode, int64(u.partSize), u.workers
 	r.Overwrite, r.AcceptUnconfirmed = u.overwrite, u.acceptUnconfirmed

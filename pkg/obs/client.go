@@ -495,11 +495,16 @@ func (c *Client) checkTarget(bucket, key string, metadata map[string]string) err
 // put sends one object of n bytes and returns its ETag. moved learns of every byte that goes out.
 func (c *Client) put(ctx context.Context, t target, n int64, sum string, body func() io.ReadSeeker,
 	metadata map[string]string, moved func(int)) (string, error) {
+	return c.putWith(ctx, t, n, sum, body, objectOptions("", metadata), moved)
+}
+
+func (c *Client) putWith(ctx context.Context, t target, n int64, sum string, body func() io.ReadSeeker,
+	o minio.PutObjectOptions, moved func(int)) (string, error) {
 	var etag string
 	err := c.call(ctx, t, func(ctx context.Context) error {
 		p := &payload{r: body(), moved: moved}
 		defer p.release()
-		info, err := c.core.PutObject(ctx, t.bucket, t.key, p, n, sum, "", objectOptions("", metadata))
+		info, err := c.core.PutObject(ctx, t.bucket, t.key, p, n, sum, "", o)
 		etag = info.ETag
 		return err
 	})

@@ -13,8 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/minio/minio-go/v7"
 )
 
 // maxListing bounds a page of a listing, in bytes: 1,000 keys of 1,024 bytes, each of which may be
@@ -105,14 +103,11 @@ func (c *Client) listPage(ctx context.Context, bucket, prefix, marker string) (l
 		return listing{}, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return listing{}, answerOf(resp)
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxListing+1))
 	switch {
-	case resp.StatusCode != http.StatusOK:
-		var answer minio.ErrorResponse
-		if xml.Unmarshal(body, &answer) != nil || answer.Code == "" {
-			return listing{}, &statusError{resp.StatusCode}
-		}
-		return listing{}, answer
 	case err != nil:
 		return listing{}, err
 	case len(body) > maxListing:

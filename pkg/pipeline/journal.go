@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -169,27 +170,53 @@ func journalName(source string, t target) string {
 	return hex.EncodeToString(h.Sum(nil))[:32]
 }
 
-// journal is the file that remembers one import, held by a lock. Its methods may be called on nil, which
-// remembers nothing, and by several goroutines.
+// keeper is the place of one journal, held against other runs until it is released. Its methods are not
+// called at the same time, but for sure.
+type keeper interface {
+	// where names the journal for people.
+	where() string
+	// write replaces the journal, whole or not at all.
+	write(b []byte) error
+	// pause is how long nothing is written after a journal of n bytes that took so long, unless it must be.
+	pause(n int, took time.Duration) time.Duration
+	// shared tells that runs on other machines may go on from the journal. Writing takes its time there, so what
+	// need not be written at once is not waited for.
+	shared() bool
+	// guard tells lost, once, when the journal is held no more.
+	guard(lost func(error))
+	// held asks whether it still is; a [*BusyError] says that it isn't.
+	held(ctx context.Context) error
+	// sure fails with a [*BusyError] when another run may have taken the journal over. After nil, whoever takes
+	// it over later finds what was written before the call.
+	sure(ctx context.Context) error
+	// remove forgets the journal. The lock stays.
+	remove()
+	// release lets other runs have the journal.
+	release()
+}
+
+// journal remembers one import, in a place that is held against other runs. Its methods may be called on
+// nil, which remembers nothing, and by several goroutines.
 type journal struct {
-	path string
-	lock *lock
+	keeper
+
+	writing sync.Mutex // held while the journal is written, and taken before mu
 
 	mu      sync.Mutex
 	r       record
-	begun   bool   // there is something in r
-	dirty   bool   // r isn't written
-	stored  string // the id of the upload that the written file knows
-	written bool   // there is a file that can be gone on from
-	last    time.Time
-	pause   time.Duration // from last on
+	begun   bool      // there is something in r
+	dirty   bool      // r isn't written
+	stored  string    // the id of the upload that the written journal knows
+	written bool      // there is a journal that can be gone on from
+	next    time.Time // when it may be written again, unless it must be before
 	timer   *time.Timer
 	failed  func(error) // told of the first write that fails, once
+	failure error       // of the last write
 	closed  bool
 }
 
-// openJournal locks the journal of that name and reads it. broken says why there is one that is of no
-// use.
+// openJournal locks the journal of that name in a folder and reads it. broken says why there is one that
+// is of no use.
 func openJournal(dir, name string) (j *journal, found *record, broken, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, nil, err
@@ -199,21 +226,51 @@ func openJournal(dir, name string) (j *journal, found *record, broken, err error
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	j = &journal{path: path, lock: l}
 	found, broken = readRecord(path)
-	return j, found, broken, nil
+	return &journal{keeper: &fileKeeper{path, l}}, found, broken, nil
 }
 
-// begin sets what the journal holds and writes it. It returns false if there is no file to go on from.
+// fileKeeper keeps a journal in a file. The lock is the system's.
+type fileKeeper struct {
+	path string
+	lock *lock
+}
+
+func (f *fileKeeper) where() string        { return f.path }
+func (f *fileKeeper) write(b []byte) error { return replaceFile(f.path, b) }
+func (f *fileKeeper) shared() bool         { return false }
+
+// The system's lock isn't lost.
+func (f *fileKeeper) guard(func(error))          {}
+func (f *fileKeeper) held(context.Context) error { return nil }
+
+func (f *fileKeeper) release() { f.lock.release() }
+
+func (f *fileKeeper) pause(_ int, took time.Duration) time.Duration {
+	return max(journalEvery, journalShare*took)
+}
+
+// sure: the lock can't be lost.
+func (f *fileKeeper) sure(context.Context) error { return nil }
+
+func (f *fileKeeper) remove() {
+	_ = os.Remove(f.path + tempExt)
+	if err := os.Remove(f.path); err == nil {
+		// A journal that came back after a power failure would be of an upload that is no more.
+		syncFolder(filepath.Dir(f.path))
+	}
+}
+
+// begin sets what the journal holds and writes it. It returns false if there is nothing to go on from.
 func (j *journal) begin(r record, failed func(error)) bool {
 	if j == nil {
 		return false
 	}
 	j.mu.Lock()
-	defer j.mu.Unlock()
 	j.r, j.begun, j.dirty, j.written, j.stored, j.failed = r, true, true, false, "", failed
-	j.write()
-	return j.written
+	j.mu.Unlock()
+	j.flush()
+	return j.remembers()
 }
 
 // note changes what is remembered. It is written at once, or when it is time to.
@@ -222,34 +279,30 @@ func (j *journal) note(now bool, change func(r *record)) {
 		return
 	}
 	j.mu.Lock()
-	defer j.mu.Unlock()
 	if !j.begun || j.closed {
+		j.mu.Unlock()
 		return
 	}
 	change(&j.r)
 	j.dirty = true
-	wait := time.Until(j.last.Add(max(j.pause, journalEvery)))
-	switch {
-	case now || wait <= 0:
-		j.write()
-	case j.timer == nil:
-		j.timer = time.AfterFunc(wait, j.flush)
+	wait := time.Until(j.next)
+	if now = now || wait <= 0 && !j.shared(); !now && j.timer == nil {
+		j.timer = time.AfterFunc(wait, func() { j.write(false) })
+	}
+	j.mu.Unlock()
+	if now {
+		j.flush()
 	}
 }
 
 // flush writes what isn't written.
 func (j *journal) flush() {
-	if j == nil {
-		return
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.dirty && j.begun && !j.closed {
-		j.write()
+	if j != nil {
+		j.write(true)
 	}
 }
 
-// knows tells whether the file on the disk knows the upload.
+// knows tells whether what is written knows the upload.
 func (j *journal) knows(uploadID string) bool {
 	if j == nil {
 		return false
@@ -259,7 +312,7 @@ func (j *journal) knows(uploadID string) bool {
 	return j.written && uploadID != "" && j.stored == uploadID
 }
 
-// remembers tells whether there is a file on the disk that another run can go on from.
+// remembers tells whether there is something written that another run can go on from.
 func (j *journal) remembers() bool {
 	if j == nil {
 		return false
@@ -292,31 +345,98 @@ func (j *journal) askedAt() time.Time {
 	return j.r.Import.Asked
 }
 
-// write is called with mu held.
-func (j *journal) write() {
-	if j.timer != nil {
-		j.timer.Stop()
-		j.timer = nil
-	}
-	start := time.Now()
-	j.r.Written = start.UTC().Truncate(time.Second)
-	b, err := encodeRecord(&j.r)
-	if err == nil {
-		err = replaceFile(j.path, b)
-	}
-	j.last, j.dirty = time.Now(), err != nil
-	j.pause = journalShare * j.last.Sub(start)
-	if err == nil {
-		j.written, j.stored = true, ""
-		if j.r.Upload != nil {
-			j.stored = j.r.Upload.UploadID
-		}
+// write writes what isn't written; when it need not be now, it waits for its time.
+func (j *journal) write(now bool) {
+	j.writing.Lock()
+	defer j.writing.Unlock()
+	j.mu.Lock()
+	j.stop()
+	if !j.dirty || !j.begun || j.closed {
+		j.mu.Unlock()
 		return
 	}
-	if j.failed != nil {
-		j.failed(err)
-		j.failed = nil
+	start := time.Now()
+	if wait := j.next.Sub(start); !now && wait > 0 { // it was written meanwhile
+		j.timer = time.AfterFunc(wait, func() { j.write(false) })
+		j.mu.Unlock()
+		return
 	}
+	j.r.Written = start.UTC().Truncate(time.Second)
+	b, err := encodeRecord(&j.r)
+	id := ""
+	if j.r.Upload != nil {
+		id = j.r.Upload.UploadID
+	}
+	j.dirty = false
+	// What comes meanwhile, an upload does not wait for.
+	j.mu.Unlock()
+	if err == nil {
+		err = j.keeper.write(b)
+	}
+	j.mu.Lock()
+	end := time.Now()
+	j.next = end.Add(j.pause(len(b), end.Sub(start)))
+	var failed func(error)
+	var busy *BusyError
+	if j.failure = err; err == nil {
+		j.written, j.stored = true, id
+	} else if j.dirty = true; !errors.As(err, &busy) { // a journal that is another's ends the run, which says so
+		failed, j.failed = j.failed, nil
+	}
+	j.mu.Unlock()
+	if failed != nil {
+		failed(err)
+	}
+}
+
+// sure fails when another run may have taken the import over, or when that run would not find out what
+// this one has done.
+func (j *journal) sure(ctx context.Context) error {
+	if j == nil || !j.shared() {
+		return nil
+	}
+	if err := j.fault(); err != nil {
+		return err
+	}
+	return j.keeper.sure(ctx)
+}
+
+// fault is why the last write failed, nil if it didn't.
+func (j *journal) fault() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failure
+}
+
+// others tells whether runs on other machines may go on from the journal.
+func (j *journal) others() bool { return j != nil && j.shared() }
+
+// during returns the context of a run that ends when the journal is lost to another one, and what makes an
+// error of such a run say so.
+func (j *journal) during(ctx context.Context) (context.Context, func(error) error) {
+	if !j.others() {
+		return ctx, func(err error) error { return err }
+	}
+	inner, cancel := context.WithCancelCause(ctx)
+	j.guard(cancel)
+	return inner, func(err error) error {
+		j.guard(nil)
+		defer cancel(nil)
+		return j.blame(ctx, err)
+	}
+}
+
+// blame says whether an error comes of another run's having taken the journal over: what that run does
+// explains anything.
+func (j *journal) blame(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil || !j.others() {
+		return err
+	}
+	var busy *BusyError
+	if errors.As(j.held(ctx), &busy) {
+		return busy
+	}
+	return err
 }
 
 // ReplaceFile gives a file new content, whole or not at all, also when the power fails. Whoever calls it
@@ -367,16 +487,14 @@ func (j *journal) remove() {
 	if j == nil {
 		return
 	}
+	j.writing.Lock()
+	defer j.writing.Unlock()
 	j.mu.Lock()
-	defer j.mu.Unlock()
 	j.stop()
 	j.begun, j.written, j.dirty, j.stored = false, false, false, ""
 	j.r = record{}
-	_ = os.Remove(j.path + tempExt)
-	if err := os.Remove(j.path); err == nil {
-		// A journal that came back after a power failure would be of an upload that is no more.
-		syncFolder(filepath.Dir(j.path))
-	}
+	j.mu.Unlock()
+	j.keeper.remove()
 }
 
 func (j *journal) stop() {
@@ -392,12 +510,15 @@ func (j *journal) close() {
 		return
 	}
 	j.flush()
+	j.writing.Lock()
+	defer j.writing.Unlock()
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	if !j.closed {
-		j.stop()
-		j.closed = true
-		j.lock.release()
+	j.stop()
+	was := j.closed
+	j.closed = true
+	j.mu.Unlock()
+	if !was {
+		j.release()
 	}
 }
 

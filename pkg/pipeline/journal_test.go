@@ -37,7 +37,7 @@ func TestJournalSurvives(t *testing.T) {
 	}
 	// What comes soon after waits, and is there when it is closed.
 	j.note(false, func(r *record) { r.Upload.Apply(obs.Delta{Part: &obs.PartState{Number: 2}}) })
-	if r, err := readRecord(j.path); err != nil || len(r.Upload.Parts) != 1 {
+	if r, err := readRecord(j.where()); err != nil || len(r.Upload.Parts) != 1 {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	list, err := Journals(dir)
@@ -45,7 +45,7 @@ func TestJournalSurvives(t *testing.T) {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	var busy *BusyError
-	if err := RemoveJournal(j.path); !errors.As(err, &busy) {
+	if err := RemoveJournal(j.where()); !errors.As(err, &busy) {
 		t.Fatal(err)
 	}
 	j.close()
@@ -56,7 +56,7 @@ func TestJournalSurvives(t *testing.T) {
 		t.Fatal(found, broken, err)
 	}
 	j.close()
-	if err := RemoveJournal(j.path); err != nil {
+	if err := RemoveJournal(j.where()); err != nil {
 		t.Fatal(err)
 	}
 	if list, err := Journals(dir); err != nil || len(list) != 0 {

@@ -18,11 +18,21 @@ import (
 type BusyError struct {
 	Path string // of its journal
 	PID  int    // its process, 0 if not known
+	Host string // its machine, "" if not known or this one
+	// Lost means that the other run has taken over what this one had begun, since this one didn't get through to
+	// the bucket for as long as its lease.
+	Lost bool
 }
 
 func (e *BusyError) Error() string {
+	if e.Lost {
+		return "this run didn't get through to its journal for too long, so that another one may have taken it over: " + e.Path
+	}
 	who := "another run"
-	if e.PID > 0 {
+	switch {
+	case e.PID > 0 && e.Host != "":
+		who += fmt.Sprintf(" (process %d on %s)", e.PID, e.Host)
+	case e.PID > 0:
 		who += fmt.Sprintf(" (process %d)", e.PID)
 	}
 	return who + " is sending this disk to the same place"
@@ -30,6 +40,9 @@ func (e *BusyError) Error() string {
 
 // Hint says what to do.
 func (e *BusyError) Hint() string {
+	if e.Lost {
+		return "Nothing was removed: the other run goes on with what is there; or run the same command again."
+	}
 	return "Wait until it has ended; or give each a --key of its own."
 }
 

@@ -79,6 +79,10 @@ type Request struct {
 	// StateDir is the folder of the journals from which a later run goes on; "" keeps none. It is made
 	// when it doesn't exist. When it can't be used, the plan warns of that and keeps none.
 	StateDir string
+	// State, if not nil, is where journals go instead, so that runs on other machines go on from them. The
+	// journal is then named by the source's base name, the image's name and the target. When the bucket
+	// can't be used, planning fails.
+	State *StatePlace
 	// Restart begins anew and removes what an earlier run has left in the bucket.
 	Restart bool
 
@@ -109,6 +113,9 @@ type Plan struct {
 	begin   record   // what the journal begins with
 	resume  *record  // of an earlier run, to go on with
 	useless *record  // of an earlier run, to be removed
+	// copied: the source may be a copy of the earlier run's, so that what that found in it counts only after
+	// it has been read again.
+	copied  bool
 	reuse   *reusing // nil for none
 	remains []string // ids of images that jobs of an earlier run began and failed at
 }
@@ -169,7 +176,7 @@ func (i *Importer) Plan(ctx context.Context, r Request) (*Plan, error) {
 		return nil, err
 	}
 	if err := i.planImport(ctx, p); err != nil {
-		return nil, errors.Join(err, p.Close())
+		return nil, errors.Join(p.journal.blame(ctx, err), p.Close())
 	}
 	return p, nil
 }
@@ -210,7 +217,7 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 	if ext := path.Ext(p.Request.Key); r.AddEnding && p.Request.Key != "" && ext != FormatRAW.Ext() && ext != FormatZVHD2.Ext() {
 		p.Request.Key += p.Format.Ext()
 	}
-	if err := i.openJournal(p); err != nil {
+	if err := i.openJournal(ctx, p); err != nil {
 		return nil, err
 	}
 	if err := obs.ValidateKey(p.Request.Key); err != nil {

@@ -56,7 +56,7 @@ func canPass(err error) bool {
 
 // openJournal finds out what an earlier run of the same request has left, settles key and run id, and
 // keeps other runs out.
-func (i *Importer) openJournal(p *Plan) error {
+func (i *Importer) openJournal(ctx context.Context, p *Plan) error {
 	r := &p.Request
 	generated := r.Key == ""
 	p.ownKey = generated
@@ -66,7 +66,7 @@ func (i *Importer) openJournal(p *Plan) error {
 		}
 	}
 	defer name()
-	if r.StateDir == "" || r.Offline || i.OBS == nil {
+	if r.StateDir == "" && r.State == nil || r.Offline || i.OBS == nil {
 		return nil
 	}
 	id, err := p.Disk.Identity()
@@ -79,15 +79,24 @@ func (i *Importer) openJournal(p *Plan) error {
 	}
 	t := target{Endpoint: i.OBS.Endpoint(), Bucket: r.Bucket, Key: r.Key, Generated: generated}
 	source := absolute(r.Source)
-	named := source
+	suffix := ""
 	if disk := r.Open.ArchiveDisk; disk != "" {
-		named += "\x00" + disk // another disk of the same archive is another import
+		suffix = "\x00" + disk // another disk of the same archive is another import
 	}
-	j, found, broken, err := openJournal(r.StateDir, journalName(named, t))
+	var j *journal
+	var found *record
+	var broken error
+	if r.State != nil {
+		j, found, broken, err = openBucketJournal(ctx, i.OBS, *r.State, bucketName(r.Source, suffix, r.Image.Name, t))
+	} else {
+		j, found, broken, err = openJournal(r.StateDir, journalName(source+suffix, t))
+	}
 	var busy *BusyError
 	switch {
 	case errors.As(err, &busy):
 		return err
+	case err != nil && r.State != nil:
+		return fmt.Errorf("open the journal in %s: %w", r.State, err)
 	case err != nil:
 		p.Warnings = append(p.Warnings, fmt.Sprintf("this upload can't be resumed, for the folder of journals can't be used: %v", err))
 		return nil
@@ -99,7 +108,7 @@ func (i *Importer) openJournal(p *Plan) error {
 	}
 	switch {
 	case broken != nil:
-		p.Warnings = append(p.Warnings, fmt.Sprintf("the upload starts anew: the journal of an earlier run, %s, is of no use: %v", j.path, broken))
+		p.Warnings = append(p.Warnings, fmt.Sprintf("the upload starts anew: the journal of an earlier run, %s, is of no use: %v", j.where(), broken))
 	case found != nil:
 		if why := p.unfit(found, t); why != "" {
 			p.Warnings = append(p.Warnings, "the upload starts anew: "+why)
@@ -109,6 +118,10 @@ func (i *Importer) openJournal(p *Plan) error {
 			break
 		}
 		p.resume, p.RunID, r.Key = found, found.RunID, found.Target.Key
+		if changed := p.begin.Source.Changed(found.Source); changed != "" {
+			p.copied = true
+			p.Warnings = append(p.Warnings, fmt.Sprintf("the disk may be a copy of the earlier run's (%s): %s", changed, p.copyMeans()))
+		}
 	}
 	name()
 	p.begin.RunID, t.Key = p.RunID, r.Key
@@ -124,6 +137,9 @@ func sameStore(r *record, t target) bool {
 // unfit says why an earlier run can't be gone on with, "" if it can.
 func (p *Plan) unfit(r *record, t target) string {
 	changed := p.begin.Source.Changed(r.Source)
+	if p.journal.others() {
+		changed = p.begin.Source.Differs(r.Source)
+	}
 	switch {
 	case p.Request.Restart:
 		return "as was asked for"
@@ -147,6 +163,14 @@ func (p *Plan) unfit(r *record, t target) string {
 		return what
 	}
 	return ""
+}
+
+// copyMeans says what a source that may be a copy means for what an earlier run has done.
+func (p *Plan) copyMeans() string {
+	if p.resume.Import.open() {
+		return "the image is of what that run has read"
+	}
+	return "it is read from its beginning, and what the bucket has isn't sent again"
 }
 
 // absolute is the name of a source whatever the working folder is, through links.
@@ -244,9 +268,12 @@ func (r *run) prepare(ctx context.Context) error {
 		first = *p.resume
 		first.Path = p.begin.Path
 	}
-	p.journal.begin(first, func(err error) {
+	if !p.journal.begin(first, func(err error) {
 		r.warn(fmt.Sprintf("how far the upload is can't be written down, so that it may be impossible to resume it: %v", err))
-	})
+	}) && p.journal.others() {
+		// Without it, a run on another machine would begin from nothing.
+		return p.journal.fault()
+	}
 	if p.resume == nil {
 		return nil
 	}
@@ -341,6 +368,10 @@ func (r *run) checkpoint(d obs.Delta) {
 			rec.Upload = &obs.State{}
 		}
 		rec.Upload.Apply(d)
+		if d.Begun != nil {
+			// From here on its parts are those that were read here.
+			rec.Source = r.plan.begin.Source
+		}
 	})
 	if d.Begun != nil && r.plan.Parts != nil {
 		var there int64
@@ -359,7 +390,10 @@ func (r *run) started(there int64) {
 	total := r.plan.Disk.Size()
 	r.resumed.Store(there)
 	e := Event{Phase: PhaseUpload, State: StateStart, Unit: UnitBytes, Total: total, Done: there, Resumed: there}
-	if r.plan.resume != nil && there == 0 {
+	switch {
+	case r.plan.copied:
+		e.Note = "resuming; what the bucket has is compared with the disk"
+	case r.plan.resume != nil && there == 0:
 		e.Note = "resuming; no part of it was finished"
 	}
 	r.event(e)
@@ -372,6 +406,10 @@ func (r *run) remembered(learn func(obs.PartState) error) *obs.State {
 		return nil
 	}
 	s := *r.plan.resume.Upload
+	if r.plan.copied {
+		s.Parts = nil
+		return &s
+	}
 	s.Parts = slices.DeleteFunc(slices.Clone(s.Parts), func(p obs.PartState) bool { return learn(p) != nil })
 	return &s
 }
@@ -489,6 +527,10 @@ func (r *run) follow(ctx context.Context) (*UploadResult, *ims.Submitted, error)
 	}
 	r.event(Event{Phase: PhaseSubmit, State: StateStart, Note: "an earlier run ended while it asked for the import; looking for its image"})
 	sub, err := r.IMS.RecoverImport(ctx, p.Request.Image.Name, p.Request.Image.MarkerTag, i.Asked)
+	if sub == nil && err == nil && p.journal.others() {
+		// By the other machine's clock it may have been just now.
+		sub, err = r.IMS.RecoverImport(ctx, p.Request.Image.Name, p.Request.Image.MarkerTag, time.Now())
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, nil, &InterruptedError{Phase: PhaseSubmit, Err: ctx.Err(), Next: "An earlier run may have started the import: run the same command again to find out."}

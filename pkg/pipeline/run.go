@@ -163,14 +163,15 @@ func (r *run) event(e Event) {
 // it can be gone on with: then the error is a *[ResumableError], or an *[InterruptedError] that says so.
 func (i *Importer) Upload(ctx context.Context, p *Plan) (*UploadResult, error) {
 	r := &run{Importer: i, plan: p, stays: true}
+	ctx, ended := p.journal.during(ctx)
 	if err := r.prepare(ctx); err != nil {
-		return nil, r.unprepared(ctx, err)
+		return nil, ended(r.unprepared(ctx, err))
 	}
 	res, err := r.upload(ctx)
 	if err == nil {
 		p.journal.remove()
 	}
-	return res, err
+	return res, ended(err)
 }
 
 // unprepared is an error before anything was done.
@@ -186,6 +187,12 @@ func (r *run) unprepared(ctx context.Context, err error) error {
 // has succeeded, since the service reads them. Errors are those of the packages that found them, and
 // *InterruptedError when ctx ended.
 func (i *Importer) Run(ctx context.Context, p *Plan) (*Result, error) {
+	ctx, ended := p.journal.during(ctx)
+	res, err := i.run(ctx, p)
+	return res, ended(err)
+}
+
+func (i *Importer) run(ctx context.Context, p *Plan) (*Result, error) {
 	start := time.Now()
 	r := &run{Importer: i, plan: p, stays: p.Request.KeepObject || p.Request.NoWait}
 	defer func() {
@@ -398,6 +405,11 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 		return nil, err
 	}
 	if up.AlreadyComplete {
+		if p.copied {
+			if err := learnAll(scanner, p.resume.Upload, p.Disk.Size()); err != nil {
+				return nil, restError{err}
+			}
+		}
 		// What the journal doesn't know of an object that is complete, for the bitmap.
 		if err := errors.Join(scanner.ReadRest(ctx), p.Disk.CheckUnchanged()); err != nil {
 			return nil, restError{err}
@@ -410,6 +422,25 @@ func (r *run) sendRAW(ctx context.Context) (*UploadResult, error) {
 	res := r.result(up, scanner.Stats())
 	res.blocks, res.scanner, res.ContentDigest = blocks, scanner, &digest
 	return res, nil
+}
+
+// learnAll takes up what the journal knows of an object that is complete. The disk may be a copy by now: a
+// bitmap of what is in that could be one of another object.
+func learnAll(scanner *convert.Scanner, s *obs.State, size int64) error {
+	var known int64
+	for _, part := range s.Parts {
+		if err := scanner.Learn(part.Offset, part.Size, part.Note); err == nil {
+			known += part.Size
+		}
+	}
+	if known < size {
+		return &CheckError{
+			What: fmt.Sprintf("an earlier run completed the object, but only %d of its %d bytes are known, and this disk may be a copy of that one's",
+				known, size),
+			Remedy: "The object was removed: run the same command again to start anew.",
+		}
+	}
+	return nil
 }
 
 // uploadEvent passes on how a planned upload goes.
@@ -591,6 +622,14 @@ func (r *run) submit(ctx context.Context, up *UploadResult) (*ims.Submitted, err
 		}
 	}
 	r.asking(up)
+	if err := r.plan.journal.sure(ctx); err != nil {
+		r.asked(nil) // nothing was
+		var busy *BusyError
+		if errors.As(err, &busy) {
+			return nil, err // the objects are the other run's
+		}
+		return nil, r.afterUpload(ctx, PhaseSubmit, err)
+	}
 	sub, err := r.submitImage(ctx)
 	if err != nil {
 		var unclear *ims.AmbiguousSubmitError

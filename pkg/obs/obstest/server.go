@@ -61,6 +61,9 @@ type Options struct {
 	// ZeroState, if not nil, returns what an MD5's MarshalBinary returns after n zeros, nil where it is
 	// not known. It saves hashing GiBs of them.
 	ZeroState func(n int64) []byte
+	// Conditions makes PutObject keep If-None-Match: *, which OBS doesn't document. Without it the header is
+	// ignored.
+	Conditions bool
 	// UploadsPage is how many uploads a page of ListMultipartUploads has at most, and how many objects
 	// one of ListObjects; 0 is 1000.
 	UploadsPage int
@@ -629,7 +632,16 @@ func (s *Server) put(w http.ResponseWriter, q *Request, f *Fault) {
 	}
 	o := s.describe(q.HTTP)
 	o.Content, o.ETag, o.Modified = content, etag, s.now()
-	s.PutObject(q.Bucket, q.Key, &o)
+	s.mu.Lock()
+	taken := s.o.Conditions && q.HTTP.Header.Get("If-None-Match") == "*" && s.buckets[q.Bucket][q.Key] != nil
+	if !taken {
+		s.buckets[q.Bucket][q.Key] = &o
+	}
+	s.mu.Unlock()
+	if taken {
+		s.fail(w, q.HTTP, 412, "PreconditionFailed", "the object exists")
+		return
+	}
 	w.Header().Set("ETag", `"`+etag+`"`)
 }
 
