@@ -46,9 +46,10 @@ func TestDeathWithStateInBucket(t *testing.T) {
 	if raceEnabled || testing.Short() {
 		step = map[pipeline.Format]int{pipeline.FormatRAW: 13, pipeline.FormatZVHD2: 29}
 	}
+	resumed := 0
 	for f, step := range step {
 		t.Run(string(f), func(t *testing.T) {
-			total, resumed := 0, 0
+			total := 0
 			for n := 1; total == 0 || n <= total; n += step {
 				for _, after := range []bool{false, true} {
 					path := writeFile(t, filepath.Join(t.TempDir(), "disk.raw"), disk)
@@ -95,11 +96,11 @@ func TestDeathWithStateInBucket(t *testing.T) {
 					stop()
 				}
 			}
-			t.Logf("%d requests, %d parts resumed", total, resumed)
-			if resumed == 0 {
-				t.Error("nothing was ever resumed")
-			}
+			t.Logf("%d requests, %d parts resumed so far", total, resumed)
 		})
+	}
+	if resumed == 0 && !t.Failed() {
+		t.Error("nothing was ever resumed")
 	}
 }
 
