@@ -495,12 +495,12 @@ func (k *bucketKeeper) guard(lost func(error)) {
 // has.
 func (k *bucketKeeper) limited() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(k.ctx), bucketPatience)
-	var timer *time.Timer
-	stop := context.AfterFunc(k.ctx, func() { timer = time.AfterFunc(cleanupLimit, cancel) })
+	stop := context.AfterFunc(k.ctx, func() {
+		_ = sleep(ctx, cleanupLimit) // or until the request is through
+		cancel()
+	})
 	return ctx, func() {
-		if !stop() && timer != nil {
-			timer.Stop()
-		}
+		stop()
 		cancel()
 	}
 }
