@@ -46,7 +46,7 @@ func TestSmallObjects(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			// Half an answer is asked for again.
-			s.Inject(obstest.Fault{Op: obstest.OpGetObject, Do: obstest.CutBody, Times: 1})
+			s.Inject(obstest.Fault{Op: obstest.OpGetObject, Do: obstest.CutAnswer, Times: 1})
 			if got, err := c.GetSmall(ctx, obstest.Bucket, "a", 3); err != nil || string(got.Data) != want {
 				t.Errorf("%q, %v", got.Data, err)
 			}
