@@ -78,12 +78,11 @@ func (c *chain) openParent(ctx context.Context, child *input, f *format, ref *pa
 		refused.Need, refused.Remedy = need, remedy
 		return nil, refused
 	}
-	const flatten = "flatten the image with `qemu-img convert`"
+	flatten := f.flattening()
 	switch {
 	case !c.o.AllowBacking:
-		return refuse(NeedBacking, "allow backing files if you trust the image, or make it self-contained with "+
-			"`qemu-img convert -O qcow2`", "it has a %s%s, and those are not followed unless allowed",
-			ref.what, quoted(ref.names))
+		return refuse(NeedBacking, "allow backing files if you trust the image, or "+flatten,
+			"it has a %s%s, and those are not followed unless allowed", ref.what, quoted(ref.names))
 	case len(ref.names) == 0:
 		return refuse("", "", "it has a %s without a usable name", ref.what)
 	case ref.format == "" && ref.unstated != "":
@@ -133,6 +132,17 @@ func (c *chain) openParent(ctx context.Context, child *input, f *format, ref *pa
 		return nil
 	})
 	return img, err
+}
+
+// flattening tells how to make one whole disk of a chain where all of its files are. QEMU reads a
+// differencing VHD as if it had no parent, and refuses a differencing VHDX.
+func (f *format) flattening() string {
+	switch f.name {
+	case "vhd", "vhdx":
+		return "make it whole where its parents are, with Hyper-V's `Convert-VHD CHILD WHOLE.vhdx -VHDType Dynamic` " +
+			"(qemu-img cannot)"
+	}
+	return "make it self-contained with `qemu-img convert -O qcow2`"
 }
 
 // openExtent opens another file of an image, which must lie beside it.

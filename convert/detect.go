@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -193,7 +194,12 @@ func chooseFormat(in *input, stated string) (f *format, warnings []string, err e
 		f, _ := lookupFormat(FormatRAW)
 		return f, nil, nil
 	default:
-		return refuse(NeedFormat, "if it is a RAW disk, state the format raw",
+		remedy := "if it is a RAW disk, state the format raw"
+		if strings.EqualFold(filepath.Ext(in.name), ".vmdk") {
+			// NAME-flat.vmdk and NAME-f001.vmdk hold nothing but the disk's bytes.
+			remedy = "if it is an extent, give the disk's descriptor instead, the small .vmdk that names this one; " + remedy
+		}
+		return refuse(NeedFormat, remedy,
 			"its content is of no known disk format and its name does not say RAW")
 	}
 }

@@ -248,6 +248,11 @@ func TestDifferencingVHD(t *testing.T) {
 		parent := filepath.Join(filepath.Dir(path), "parent.vhd")
 		allow := convert.OpenOptions{AllowBacking: true}
 		refusedNeed(t, path, convert.OpenOptions{}, convert.NeedBacking)
+		// QEMU would flatten it to a wrong disk.
+		if _, err := convert.Open(context.Background(), path, convert.OpenOptions{}); !strings.Contains(err.Error(), "`Convert-VHD ") ||
+			strings.Contains(err.Error(), "`qemu-img") {
+			t.Errorf("the remedy in %v", err)
+		}
 		d, err := convert.Open(context.Background(), path, allow)
 		if err != nil {
 			t.Fatal(err)

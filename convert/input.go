@@ -90,7 +90,7 @@ func (in *input) refuse(format string, err error) error {
 	var bad refusal
 	switch {
 	case errors.As(err, &refused):
-		return err
+		return refused // it names the file itself, whatever the reader said of it on the way
 	case !errors.As(err, &bad):
 		return fmt.Errorf("read %q: %w", in.label, err)
 	}

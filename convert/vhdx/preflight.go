@@ -193,7 +193,7 @@ func (m *Metadata) readLog(ctx context.Context, h *header) error {
 	}
 	m.file, m.fileSize = v, v.size
 	m.Features = append(m.Features, "log")
-	m.warn("it was not closed cleanly; %d entries of its log are applied while reading", entries)
+	m.warn("it was not closed cleanly; its log (entries: %d) is applied while reading", entries)
 	return nil
 }
 
