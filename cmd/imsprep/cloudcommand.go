@@ -96,10 +96,29 @@ type jobFlags struct {
 	timeout, poll time.Duration
 }
 
-func (f *jobFlags) add(cmd *cobra.Command) *cobra.Command {
+// add gives the flags to a command, whose job does what title says, such as "Copying".
+func (f *jobFlags) add(a *app, cmd *cobra.Command, title string) *cobra.Command {
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait for the job to end")
 	waitFlags(cmd, &f.timeout, &f.poll)
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		// Before the job is started: its id must not be lost.
+		if err := checkWait(f.timeout, f.poll); err != nil {
+			a.usageHint = cmd.CommandPath()
+			return err
+		}
+		a.jobTitle = title
+		return run(cmd, args)
+	}
 	return cmd
+}
+
+// checkWait refuses times that make no sense.
+func checkWait(timeout, poll time.Duration) error {
+	if timeout <= 0 || poll <= 0 {
+		return usagef("--timeout and --poll must be longer than nothing")
+	}
+	return nil
 }
 
 // started is the document of a job that isn't waited for.
@@ -128,9 +147,6 @@ func (a *app) finishJob(
 			a.say("follow it with: imsprep job wait %s", s.JobID)
 		}
 		return nil
-	}
-	if f.timeout <= 0 || f.poll <= 0 {
-		return usagef("--timeout and --poll must be longer than nothing")
 	}
 	job, err := a.followJob(ctx, client, s, f)
 	if err != nil {
@@ -176,12 +192,21 @@ func (a *app) followJob(ctx context.Context, client *ims.Client, s started, f *j
 	}
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, &pipeline.InterruptedError{Phase: pipeline.PhaseJob, Err: ctx.Err(), Next: "The job goes on at the service."}
+			return nil, jobGoesOn(ctx, s.JobID)
 		}
 		return nil, err
 	}
 	event(pipeline.StateDone, 100, job.ImageID)
 	return job, nil
+}
+
+// jobGoesOn is the end of waiting for a job that was interrupted. id may be empty.
+func jobGoesOn(ctx context.Context, id string) error {
+	next := "The job goes on at the service."
+	if id != "" {
+		next += " Follow it with: imsprep job wait " + id
+	}
+	return &pipeline.InterruptedError{Phase: pipeline.PhaseJob, Err: ctx.Err(), Next: next}
 }
 
 // objectURL reads an object on the command line, obs://BUCKET/KEY, s3://BUCKET/KEY or the image

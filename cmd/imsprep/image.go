@@ -68,7 +68,9 @@ func imageFields(image *ims.Image) []field {
 		fields = append(fields, field{"tag", t})
 	}
 	for _, name := range slices.Sorted(maps.Keys(image.Attributes)) {
-		fields = append(fields, field{name, fmt.Sprint(image.Attributes[name])})
+		if v := image.Attributes[name]; v != nil {
+			fields = append(fields, field{name, fmt.Sprint(v)})
+		}
 	}
 	return fields
 }

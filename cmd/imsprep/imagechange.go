@@ -39,19 +39,9 @@ func (a *app) imageUpdateCommand() *cobra.Command {
   imsprep image update 498cc67e-7795-482c-8c47-32bcece2d7ec --set team=blue --remove obsolete`, cobra.ExactArgs(1),
 		func(ctx context.Context, client *ims.Client, args []string) error {
 			given := cmd.Flags().Changed
-			image, err := client.Image(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			has := attributesOf(image)
 			var changes []ims.Change
-			// The service wants to be told whether an attribute is new.
 			put := func(attribute, value string) {
-				op := ims.ChangeAdd
-				if has[attribute] {
-					op = ims.ChangeReplace
-				}
-				changes = append(changes, ims.Change{Op: op, Attribute: attribute, Value: value})
+				changes = append(changes, ims.Change{Op: ims.ChangeAdd, Attribute: attribute, Value: value})
 			}
 			for _, f := range []struct{ flag, attribute, value string }{
 				{"name", "name", name}, {"description", "__description", description}, {"firmware", "hw_firmware_type", firmware},
@@ -74,6 +64,20 @@ func (a *app) imageUpdateCommand() *cobra.Command {
 			}
 			if len(changes) == 0 {
 				return usagef("nothing to change: give --name, --description, --set or another of the flags")
+			}
+			if err := ims.CheckChanges(args[0], changes...); err != nil {
+				return err
+			}
+			image, err := client.Image(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			// The service wants to be told whether an attribute is new.
+			has := attributesOf(image)
+			for n := range changes {
+				if c := &changes[n]; c.Op == ims.ChangeAdd && has[c.Attribute] {
+					c.Op = ims.ChangeReplace
+				}
 			}
 			update := client.UpdateImage
 			if native {
@@ -185,7 +189,7 @@ func (a *app) imageCopyCommand() *cobra.Command {
 	fl.StringVar(&r.AgencyName, "agency", "", "agency that may act for you in both regions (required with --to-region)")
 	fl.StringVar(&r.VaultID, "vault", "", "backup vault there, for images of whole servers")
 	fl.BoolVar(&newer, "new-api", false, "by the newer generation of the call")
-	return job.add(cmd)
+	return job.add(a, cmd, "Copying")
 }
 
 func generation(newer bool) ims.Generation {
@@ -217,7 +221,7 @@ func (a *app) imageExportCommand() *cobra.Command {
 	fl.StringVar(&e.Format, "format", "", "qcow2, vhd, zvhd, vmdk; up to 128 GB")
 	fl.BoolVar(&e.Quick, "quick", false, "as zvhd2, without conversion; up to 1 TB, not for encrypted images")
 	fl.BoolVar(&newer, "new-api", false, "by the newer generation of the call")
-	return job.add(cmd)
+	return job.add(a, cmd, "Exporting")
 }
 
 func (a *app) imageCreateCommand() *cobra.Command {
@@ -298,5 +302,5 @@ func (a *app) imageRegisterCommand() *cobra.Command {
 			}
 			return a.finishJob(ctx, client, started{JobID: id, ImageID: args[0], Status: string(ims.JobInit)}, &job, nil)
 		})
-	return job.add(cmd)
+	return job.add(a, cmd, "Registering")
 }

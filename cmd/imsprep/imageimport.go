@@ -74,7 +74,7 @@ Which call was taken, and why, is told on standard error.`
 	fl.BoolVar(&f.newer, "new-api", false, "by the newer generation of the call")
 	_ = cmd.RegisterFlagCompletionFunc("import-path", cobra.FixedCompletions(
 		[]string{pathAuto, pathQuick, pathCommon, pathData, pathNative}, cobra.ShellCompDirectiveNoFileComp))
-	return job.add(cmd)
+	return job.add(a, cmd, "") // an import
 }
 
 // choose says which call an import takes, and why.

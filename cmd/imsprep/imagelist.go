@@ -55,6 +55,9 @@ func (a *app) imageListCommand() *cobra.Command {
 					return usagef("--%s %q: it is one of %s", c.flag, c.value, strings.Join(c.allowed, ", "))
 				}
 			}
+			if f.Limit < 0 {
+				return usagef("--limit %d: it is a number of images, or 0 for all", f.Limit)
+			}
 			for flag, t := range map[string]*string{"created-after": &createdAfter, "created-before": &createdUpTo, "updated-after": &updatedAfter} {
 				if *t != "" {
 					moment, err := parseMoment(*t)

@@ -22,11 +22,11 @@ func (a *app) imageShareCommand() *cobra.Command {
 		}
 	}
 	var below []*cobra.Command
-	for _, c := range []struct{ use, short, example, word string }{
+	for _, c := range []struct{ use, short, example, word, title string }{
 		{"add ID...", "Share images with other projects of the region",
-			`  imsprep image share add 498cc67e-7795-482c-8c47-32bcece2d7ec --project 0b1e494e2660441a957313163095fe5c --wait`, "shared"},
+			`  imsprep image share add 498cc67e-7795-482c-8c47-32bcece2d7ec --project 0b1e494e2660441a957313163095fe5c --wait`, "shared", "Sharing"},
 		{"remove ID...", "End the sharing of images",
-			`  imsprep image share remove 498cc67e-7795-482c-8c47-32bcece2d7ec --project 0b1e494e2660441a957313163095fe5c`, "removed"},
+			`  imsprep image share remove 498cc67e-7795-482c-8c47-32bcece2d7ec --project 0b1e494e2660441a957313163095fe5c`, "removed", "Unsharing"},
 	} {
 		var projects []string
 		var job jobFlags
@@ -51,11 +51,11 @@ func (a *app) imageShareCommand() *cobra.Command {
 			})
 		cmd.Flags().StringSliceVar(&projects, "project", nil, "id of the other project (repeatable)")
 		cmd.Flags().BoolVar(&native, "native", false, "by OpenStack's call, which is done when it answers: no job")
-		below = append(below, job.add(cmd))
+		below = append(below, job.add(a, cmd, c.title))
 	}
-	for _, c := range []struct{ use, short, status string }{
-		{"accept ID...", "Accept images that others share with this project", ims.MemberAccepted},
-		{"reject ID...", "Reject images that others share with this project", ims.MemberRejected},
+	for _, c := range []struct{ use, short, status, title string }{
+		{"accept ID...", "Accept images that others share with this project", ims.MemberAccepted, "Accepting"},
+		{"reject ID...", "Reject images that others share with this project", ims.MemberRejected, "Rejecting"},
 	} {
 		var vault string
 		var job jobFlags
@@ -87,7 +87,7 @@ func (a *app) imageShareCommand() *cobra.Command {
 			})
 		cmd.Flags().BoolVar(&native, "native", false, "by OpenStack's call, which is done when it answers: no job")
 		cmd.Flags().StringVar(&vault, "vault", "", "backup vault, for images of whole servers")
-		below = append(below, job.add(cmd))
+		below = append(below, job.add(a, cmd, c.title))
 	}
 	var native, oneNative bool
 	list := a.cloudCommand("list ID", "List the projects that an image is shared with",

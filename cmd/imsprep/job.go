@@ -76,8 +76,8 @@ func (a *app) jobWaitCommand() *cobra.Command {
 		Args: a.args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.usageHint = cmd.CommandPath()
-			if timeout <= 0 || poll <= 0 {
-				return usagef("--timeout and --poll must be longer than nothing")
+			if err := checkWait(timeout, poll); err != nil {
+				return err
 			}
 			return a.runJobWait(cmd.Context(), args[0], waitOptions(timeout, poll))
 		},
@@ -92,6 +92,7 @@ func (a *app) runJobWait(ctx context.Context, id string, o ims.WaitOptions) erro
 	if err != nil {
 		return err
 	}
+	a.jobTitle = "Waiting"
 	view := a.newProgress()
 	event := func(state pipeline.State, done int64, note string) {
 		view.event(pipeline.Event{Phase: pipeline.PhaseJob, State: state, Unit: pipeline.UnitPercent, Done: done, Total: 100, Note: note})
@@ -109,7 +110,7 @@ func (a *app) runJobWait(ctx context.Context, id string, o ims.WaitOptions) erro
 	view.close()
 	if err != nil {
 		if ctx.Err() != nil {
-			return &pipeline.InterruptedError{Phase: pipeline.PhaseJob, Err: ctx.Err(), Next: "The job goes on at the service."}
+			return jobGoesOn(ctx, id)
 		}
 		return err
 	}

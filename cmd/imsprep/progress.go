@@ -92,9 +92,9 @@ func (a *app) chooseProgress() progress {
 	}
 	switch kind {
 	case progressBar:
-		return newBars(a.err)
+		return newBars(a.err, titles{job: a.jobTitle})
 	case progressLines:
-		return &lines{w: a.err}
+		return &lines{w: a.err, titles: titles{job: a.jobTitle}}
 	case progressJSON:
 		return &jsonLines{enc: json.NewEncoder(a.err)}
 	}
@@ -201,6 +201,16 @@ func title(p pipeline.Phase) string {
 	return string(p)
 }
 
+// titles says what phases do, in a command whose job may be no import.
+type titles struct{ job string } // "" = an import
+
+func (t titles) title(p pipeline.Phase) string {
+	if p == pipeline.PhaseJob && t.job != "" {
+		return t.job
+	}
+	return title(p)
+}
+
 // The phases of local commands, beside the pipeline's own.
 const (
 	phaseConvert pipeline.Phase = "convert"
@@ -215,6 +225,7 @@ func resuming(e pipeline.Event) string {
 
 // lines shows progress where there is no terminal: a line at each turn, and one at intervals.
 type lines struct {
+	titles
 	w     io.Writer
 	last  time.Time
 	meter meter
@@ -226,27 +237,27 @@ func (l *lines) event(e pipeline.Event) {
 	case pipeline.StateStart:
 		l.last, l.meter = now, meter{}
 		if e.Note != "" {
-			fmt.Fprintf(l.w, "%s: %s\n", title(e.Phase), printable(e.Note))
+			fmt.Fprintf(l.w, "%s: %s\n", l.title(e.Phase), printable(e.Note))
 			return
 		}
 		if e.Resumed > 0 {
 			fmt.Fprintln(l.w, resuming(e))
 			return
 		}
-		fmt.Fprintln(l.w, title(e.Phase))
+		fmt.Fprintln(l.w, l.title(e.Phase))
 	case pipeline.StateWarning:
 		fmt.Fprintf(l.w, "warning: %s\n", printable(e.Note))
 	case pipeline.StateProgress:
 		l.meter.add(now, e.Done-e.Resumed)
 		if now.Sub(l.last) >= lineEvery {
 			l.last = now
-			fmt.Fprintf(l.w, "%s: %s\n", title(e.Phase), describe(e, &l.meter))
+			fmt.Fprintf(l.w, "%s: %s\n", l.title(e.Phase), describe(e, &l.meter))
 		}
 	case pipeline.StateDone:
 		if e.Unit == pipeline.UnitBytes {
-			fmt.Fprintf(l.w, "%s: done, %s\n", title(e.Phase), humanize.IBytes(uint64(e.Done)))
+			fmt.Fprintf(l.w, "%s: done, %s\n", l.title(e.Phase), humanize.IBytes(uint64(e.Done)))
 		} else if e.Note != "" {
-			fmt.Fprintf(l.w, "%s: done, %s\n", title(e.Phase), e.Note)
+			fmt.Fprintf(l.w, "%s: done, %s\n", l.title(e.Phase), e.Note)
 		}
 	}
 }
@@ -283,6 +294,7 @@ func (j *jsonLines) close() {}
 
 // bars shows a bar a phase on a terminal, without colour.
 type bars struct {
+	titles
 	p   *mpb.Progress
 	w   io.Writer
 	bar *mpb.Bar
@@ -292,8 +304,8 @@ type bars struct {
 	meter meter
 }
 
-func newBars(w io.Writer) *bars {
-	return &bars{p: mpb.New(mpb.WithOutput(w), mpb.WithWidth(40), mpb.WithAutoRefresh()), w: w}
+func newBars(w io.Writer, t titles) *bars {
+	return &bars{titles: t, p: mpb.New(mpb.WithOutput(w), mpb.WithWidth(40), mpb.WithAutoRefresh()), w: w}
 }
 
 func (b *bars) event(e pipeline.Event) {
@@ -334,7 +346,7 @@ func (b *bars) event(e pipeline.Event) {
 }
 
 func (b *bars) add(e pipeline.Event) *mpb.Bar {
-	name := fmt.Sprintf("%-10s", title(e.Phase))
+	name := fmt.Sprintf("%-10s", b.title(e.Phase))
 	return b.p.New(e.Total, mpb.BarStyle().Lbound("[").Filler("#").Tip(">").Padding("-").Rbound("]"),
 		mpb.PrependDecorators(decor.Name(name)),
 		mpb.AppendDecorators(decor.Percentage(), decor.Any(func(decor.Statistics) string {

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,6 +31,7 @@ type app struct {
 	started   bool   // a command got past its arguments
 	printed   bool   // the result's document is out
 	usageHint string // the command whose help answers a usage error
+	jobTitle  string // what is said of the job that is waited for; "" = it imports
 	fixedKeys bool   // the keys are temporary, and can't be renewed during the run
 }
 
@@ -61,7 +64,7 @@ No temporary disk is written.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       version,
-		Args:          cobra.NoArgs,
+		Args:          a.args(cobra.NoArgs),
 		RunE:          func(cmd *cobra.Command, _ []string) error { a.started = true; return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.started = true
@@ -109,14 +112,25 @@ func (a *app) cloudFlags(cmd *cobra.Command) {
 	f.StringVar(&a.flags.cloud.IAMEndpoint, "iam-endpoint", "", "identity service endpoint (environment: IMSPREP_IAM_ENDPOINT)")
 }
 
-// args makes a validator of positional arguments an answer with the command's name.
+// args makes a validator of positional arguments an answer with the command's name, and with what could
+// have been meant.
 func (a *app) args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			a.usageHint = cmd.CommandPath()
-			return &usageError{Err: err}
+		err := check(cmd, args)
+		if err == nil {
+			return nil
 		}
-		return nil
+		a.usageHint = cmd.CommandPath()
+		switch {
+		case !cmd.HasSubCommands():
+			err = fmt.Errorf("%w; usage: %s", err, cmd.UseLine())
+		case len(args) > 0:
+			cmd.SuggestionsMinimumDistance = 2 // letters, as cobra has it for other commands
+			if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+				err = fmt.Errorf("%w; is it %s?", err, strings.Join(like, " or "))
+			}
+		}
+		return &usageError{Err: err}
 	}
 }
 

@@ -119,7 +119,7 @@ var imsCodes = map[string]codeInfo{
 		"The token was issued for another project than the one addressed: check region and " +
 			"project id."},
 	"IMG.0031": {"The resource ID in the request is incorrect", KindInvalid, retryNever,
-		"An id in the request is malformed."},
+		"The id is malformed, or of nothing in this region and project: check all three."},
 	"IMG.0032": {"The backup is unavailable", KindInvalid, retryNever, ""},
 	"IMG.0033": {"The backup is not a system disk backup", KindInvalid, retryNever, ""},
 	"IMG.0034": {"The number of images cannot be modified", KindInvalid, retryNever, ""},

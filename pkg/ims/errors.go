@@ -150,6 +150,8 @@ func (e *Error) Hint() string {
 		return "Grant the user the right for this call in the project (an IMS role or a custom policy)."
 	case KindThrottled, KindTransient:
 		return "Try again in some minutes."
+	case KindNotFound:
+		return "Check the id, the region and the project."
 	case KindUnsupported:
 		return "This region or cloud does not offer the call."
 	case KindResponse:

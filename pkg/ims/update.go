@@ -32,7 +32,9 @@ var fixedAttributes = []string{
 	"__image_size", "__root_origin", "__isregistered", "file", "self", "schema", "size", "virtual_size", "checksum",
 }
 
-func checkChanges(id string, changes []Change) error {
+// CheckChanges holds changes of the image id against the service's rules, without asking it, as
+// [Client.UpdateImage] does. Errors: *[ValidationError].
+func CheckChanges(id string, changes ...Change) error {
 	var v checker
 	v.id("image id", id)
 	if len(changes) == 0 {
@@ -108,7 +110,7 @@ func (c *Client) UpdateNativeImage(ctx context.Context, id string, changes ...Ch
 }
 
 func (c *Client) updateImage(ctx context.Context, base, contentType, id string, changes []Change) (*Image, error) {
-	if err := checkChanges(id, changes); err != nil {
+	if err := CheckChanges(id, changes...); err != nil {
 		return nil, err
 	}
 	repeatable := true
