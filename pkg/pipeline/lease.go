@@ -82,9 +82,6 @@ func (s *StatePlace) Validate() error {
 
 func (s *StatePlace) String() string { return "obs://" + s.Bucket + "/" + s.Prefix }
 
-// folder is where all that concerns one journal is.
-func (s *StatePlace) folder(name string) string { return s.Prefix + "journals/" + name + "/" }
-
 // lease is the lock's object: EPOCH.lease in the journal's folder. Every run that gets hold of the journal
 // begins an epoch and writes to objects of its own, EPOCH.lease and EPOCH-OWNER.json; so whatever a run that was
 // thought dead still writes, it can't overwrite anything of its successor.
@@ -126,7 +123,7 @@ func parseEntry(dir, key string) (e entry, ok bool) {
 	return e, err == nil && n > 0 && number == fmt.Sprintf("%08d", n)
 }
 
-// bucketKeeper keeps a journal in a bucket.
+// bucketKeeper keeps a journal, or another state, in a folder of a bucket.
 type bucketKeeper struct {
 	c     *obs.Client
 	place StatePlace
@@ -160,36 +157,15 @@ func openBucketJournal(ctx context.Context, c *obs.Client, place StatePlace, nam
 	if err := place.Validate(); err != nil {
 		return nil, nil, nil, err
 	}
-	k := &bucketKeeper{c: c, place: place, dir: place.folder(name), ctx: ctx, stop: make(chan struct{})}
-	k.lease = lease{Version: 1, Owner: newRunID(), Seconds: place.Lease.Seconds(), Holder: place.Holder}
-	list, err := k.acquire(ctx)
+	k, newest, err := openBucket(ctx, c, place, place.Prefix+"journals/"+name+"/", maxJournal)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	defer func() {
-		if err != nil {
-			k.drop()
-		}
-	}()
-	// The newest counts: who writes one has read, and removes, those before. Two of one epoch are of runs
-	// that noticed each other before either did what can't be undone; at most one has asked for an image.
-	slices.SortFunc(list, func(a, b entry) int { return cmp.Compare(b.epoch, a.epoch) })
-	epoch := 0
-	for _, e := range list {
-		if e.owner == "" {
-			continue
-		}
-		k.old = append(k.old, e)
-		if epoch != 0 && epoch != e.epoch {
-			continue
-		}
-		r, why, rerr := k.read(ctx, e.key)
-		if err = rerr; err != nil {
-			return nil, nil, nil, err
-		}
-		if r != nil || why != nil {
-			epoch, broken = e.epoch, cmp.Or(broken, why)
-		}
+	// Two of one epoch are of runs that noticed each other before either did what can't be undone; at most
+	// one has asked for an image.
+	for _, b := range newest {
+		r, why := decodeRecord(b)
+		broken = cmp.Or(broken, why)
 		if r != nil && (found == nil || r.Import.open() && !found.Import.open()) {
 			found = r
 		}
@@ -197,23 +173,49 @@ func openBucketJournal(ctx context.Context, c *obs.Client, place StatePlace, nam
 	if found != nil {
 		broken = nil
 	}
-	k.forget(ctx, list, func(e entry) bool { return e.owner == "" && e.epoch < k.epoch })
-	k.stopped.Add(1)
-	go k.renewals()
 	return &journal{keeper: k}, found, broken, nil
 }
 
-// read reads a journal; one that has just gone is none.
-func (k *bucketKeeper) read(ctx context.Context, key string) (r *record, broken, err error) {
-	small, err := k.c.GetSmall(ctx, k.place.Bucket, key, maxJournal)
-	switch {
-	case isGone(err):
-		return nil, nil, nil
-	case err != nil:
+// openBucket gets hold of a folder in a bucket. It returns what was written there last, by whom ever; more than one
+// content is of as many runs that held it at the same time.
+func openBucket(ctx context.Context, c *obs.Client, place StatePlace, dir string, limit int64) (k *bucketKeeper, newest [][]byte, err error) {
+	k = &bucketKeeper{c: c, place: place, dir: dir, ctx: ctx, stop: make(chan struct{})}
+	k.lease = lease{Version: 1, Owner: newRunID(), Seconds: place.Lease.Seconds(), Holder: place.Holder}
+	list, err := k.acquire(ctx)
+	if err != nil {
 		return nil, nil, err
 	}
-	r, broken = decodeRecord(small.Data)
-	return r, broken, nil
+	if newest, err = k.newest(ctx, list, limit); err != nil {
+		k.drop()
+		return nil, nil, err
+	}
+	k.old = slices.DeleteFunc(slices.Clone(list), func(e entry) bool { return e.owner == "" })
+	k.forget(ctx, list, func(e entry) bool { return e.owner == "" && e.epoch < k.epoch })
+	k.stopped.Add(1)
+	go k.renewals()
+	return k, newest, nil
+}
+
+// newest reads what was written in the last epoch in which anything was: who writes has read, and
+// removes, what was there before.
+func (k *bucketKeeper) newest(ctx context.Context, list []entry, limit int64) (found [][]byte, err error) {
+	list = slices.DeleteFunc(slices.Clone(list), func(e entry) bool { return e.owner == "" })
+	slices.SortFunc(list, func(a, b entry) int { return cmp.Compare(b.epoch, a.epoch) })
+	epoch := 0
+	for _, e := range list {
+		if epoch != 0 && epoch != e.epoch {
+			break
+		}
+		small, err := k.c.GetSmall(ctx, k.place.Bucket, e.key, limit)
+		switch {
+		case isGone(err): // just now
+		case err != nil:
+			return nil, err
+		default:
+			epoch, found = e.epoch, append(found, small.Data)
+		}
+	}
+	return found, nil
 }
 
 func isGone(err error) bool {
@@ -268,7 +270,7 @@ func (k *bucketKeeper) acquire(ctx context.Context) ([]entry, error) {
 			case err != nil:
 				return nil, err
 			case !over:
-				if err := sleep(ctx, min(time.Second, seen.lease()/8)); err != nil {
+				if err := sleep(ctx, min(time.Second, seen.l.length()/8)); err != nil {
 					return nil, err
 				}
 				continue
@@ -293,12 +295,24 @@ type seenLease struct {
 	l     lease
 }
 
-// lease is how long it holds. What can't be read holds as long as ours would.
-func (s *seenLease) lease() time.Duration {
-	if d := time.Duration(s.l.Seconds * float64(time.Second)); d >= MinLease && d <= MaxLease {
+// length is how long a lease holds. One that can't be read holds as long as ours would.
+func (l lease) length() time.Duration {
+	if d := time.Duration(l.Seconds * float64(time.Second)); d >= MinLease && d <= MaxLease {
 		return d
 	}
 	return DefaultLease
+}
+
+func parseLease(b []byte) (l lease) {
+	_ = json.Unmarshal(b, &l) // what can't be read has no owner, and the default length
+	return l
+}
+
+// overdue tells whether a lease's object is older than it may be. Both times are the store's, in whole
+// seconds.
+func overdue(s obs.Small, length time.Duration) bool {
+	known := !s.Date.IsZero() && !s.Modified.IsZero()
+	return known && s.Date.Sub(s.Modified)-time.Second > length
 }
 
 // over tells whether a lease holds no more. When it was renewed since it was first seen, its holder is
@@ -313,18 +327,14 @@ func (k *bucketKeeper) over(ctx context.Context, epoch int, seen *seenLease) (bo
 	case err != nil && obs.KindOf(err) != obs.KindInvalid:
 		return false, err
 	}
-	var l lease
-	_ = json.Unmarshal(small.Data, &l) // what can't be read has the default
+	l := parseLease(small.Data)
 	if !seen.at.IsZero() && (seen.etag != small.ETag || seen.epoch != epoch) {
 		return false, &BusyError{Path: "obs://" + k.place.Bucket + "/" + key, PID: l.Holder.PID, Host: l.Holder.Host}
 	}
 	if seen.at.IsZero() {
 		*seen = seenLease{epoch, small.ETag, time.Now(), l}
 	}
-	// Both times are the store's, in whole seconds.
-	age := small.Date.Sub(small.Modified) - time.Second
-	known := !small.Date.IsZero() && !small.Modified.IsZero()
-	return known && age > seen.lease() || time.Since(seen.at) > seen.lease(), nil
+	return overdue(small, seen.l.length()) || time.Since(seen.at) > seen.l.length(), nil
 }
 
 // claim writes the lease of an epoch, and tells whether it is this run's.
@@ -387,8 +397,7 @@ func (k *bucketKeeper) readLease(ctx context.Context) (l lease, err error) {
 	if isGone(err) {
 		return l, nil
 	}
-	_ = json.Unmarshal(small.Data, &l) // what can't be read isn't this run's
-	return l, err
+	return parseLease(small.Data), err
 }
 
 // drop removes this run's lease, if it is there.

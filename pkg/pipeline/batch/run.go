@@ -164,7 +164,8 @@ func (r *Runner) Run(ctx context.Context) error {
 }
 
 // RunOne imports one image of the plan, by its index from 0, as [Runner.Run] does. It fails with a
-// *[BusyError] when another process is at work on it, and with a *[FailedError] when it fails.
+// *[BusyError] when another process is at work on it, and with a *[FailedError] when it fails. nil means that
+// it is done, or left out on purpose.
 func (r *Runner) RunOne(ctx context.Context, index int) error {
 	if index < 0 || index >= len(r.Plan.Images) {
 		return &pipeline.CheckError{What: fmt.Sprintf("the plan has no image %d: its %d images count from 0", index, len(r.Plan.Images)), Usage: true}
@@ -178,7 +179,18 @@ func (r *Runner) RunOne(ctx context.Context, index int) error {
 	if err := r.one(ctx, index, slot); err == errBusy {
 		return &BusyError{Name: r.Plan.Images[index].Name}
 	}
-	return r.outcome(ctx, []int{index}, 0)
+	if err := r.outcome(ctx, []int{index}, 0); err != nil {
+		return err
+	}
+	s, err := r.Status(ctx, index)
+	switch {
+	case err != nil:
+		return err
+	case s.Status == StatusDone, s.Status == StatusSkipped:
+		return nil
+	}
+	// It was taken over by another process.
+	return &BusyError{Name: s.Name, Worker: s.Worker}
 }
 
 func (r *Runner) start() {

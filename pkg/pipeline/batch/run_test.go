@@ -70,7 +70,7 @@ func (o objects) Open(_ context.Context, bucket, key string) (imstest.ReaderAtCl
 
 func newCloud(t *testing.T, sim imstest.Options) *cloud {
 	t.Helper()
-	c := &cloud{store: obstest.New(obstest.Options{Region: region}), dir: t.TempDir()}
+	c := &cloud{store: obstest.New(obstest.Options{Region: region, Conditions: true}), dir: t.TempDir()}
 	sim.Region, sim.Objects, sim.HashLimit = region, objects{c.store}, 1
 	sim.Accounts = []imstest.Account{{AccessKey: obstest.AccessKey, SecretKey: obstest.SecretKey}}
 	c.sim = imstest.New(sim)
