@@ -75,20 +75,31 @@ func TestKilledAtRandomMoments(t *testing.T) {
 // use it.
 func startCloud(t *testing.T, args ...string) map[string]string {
 	t.Helper()
-	data := t.TempDir()
-	cmd := exec.Command(localcloud, append([]string{"--dir", data}, args...)...)
-	out, err := cmd.StdoutPipe()
+	env, stop, err := launchCloud(append([]string{"--dir", t.TempDir()}, args...), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	t.Cleanup(stop)
+	env["HOME"] = t.TempDir()
+	return env
+}
+
+// launchCloud starts a local cloud and returns the environment of programs that use it.
+func launchCloud(args, more []string) (env map[string]string, stop func(), err error) {
+	cmd := exec.Command(localcloud, args...)
+	cmd.Env = append(os.Environ(), more...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, nil, err
 	}
-	t.Cleanup(func() {
+	if err := cmd.Start(); err != nil {
+		return nil, nil, err
+	}
+	stop = func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-	})
-	env := map[string]string{"PATH": os.Getenv("PATH"), "IMSPREP_METADATA_ENDPOINT": "off", "HOME": t.TempDir()}
+	}
+	env = map[string]string{"PATH": os.Getenv("PATH"), "IMSPREP_METADATA_ENDPOINT": "off"}
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		name, value, ok := strings.Cut(strings.TrimPrefix(lines.Text(), "export "), "=")
@@ -97,11 +108,11 @@ func startCloud(t *testing.T, args ...string) map[string]string {
 		}
 		env[name] = strings.Trim(value, `'"`)
 		if name == "IMSPREP_BUCKET" {
-			return env
+			return env, stop, nil
 		}
 	}
-	t.Fatal("the local cloud said no environment")
-	return nil
+	stop()
+	return nil, nil, errors.New("the local cloud said no environment")
 }
 
 // killer imports one disk as one format.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imsprep/imsprep/pkg/obs"
 	"github.com/imsprep/imsprep/pkg/settings"
 )
 
@@ -21,6 +22,8 @@ type streams struct {
 	// lookFor is how long an image is looked for when it isn't known whether it was asked for; 0 is
 	// the client's default, in which real services have always shown one.
 	lookFor time.Duration
+	// store, if not nil, changes how the object storage is spoken to.
+	store func(*obs.Options)
 }
 
 // app is one run of the program.

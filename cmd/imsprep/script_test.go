@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minio/minio-go/v7"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -43,12 +44,17 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	// minio-go waits for up to this long after an attempt that failed, even if it was the last one.
+	minio.DefaultRetryUnit = time.Microsecond
 	testscript.Main(cleanupAfter{m, dir}, map[string]func(){
 		"imsprep": func() {
 			os.Exit(run(os.Args[1:], streams{out: os.Stdout, err: os.Stderr, lookup: os.LookupEnv, lookFor: 2 * time.Second}))
 		},
 	})
 }
+
+// atExit ends what tests share.
+var atExit []func()
 
 type cleanupAfter struct {
 	m   *testing.M
@@ -57,6 +63,11 @@ type cleanupAfter struct {
 
 func (c cleanupAfter) Run() int {
 	defer os.RemoveAll(c.dir)
+	defer func() {
+		for _, stop := range atExit {
+			stop()
+		}
+	}()
 	return c.m.Run()
 }
 

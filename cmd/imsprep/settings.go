@@ -25,6 +25,7 @@ func (a *app) sources() *settings.Sources {
 		UserAgent:  userAgent(),
 		OnRetry:    a.retrying,
 		LookFor:    a.lookFor,
+		Store:      a.store,
 	}
 }
 

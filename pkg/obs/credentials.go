@@ -20,10 +20,9 @@ type Credentials struct {
 	SecurityToken string
 }
 
-// CredentialsFunc returns the keys to sign the next request with. It is called for every request, from
-// several goroutines, so that temporary keys can be renewed during a long upload, and once more after
-// keys were refused, to see whether there are others: it should answer from memory while its keys are
-// fresh.
+// CredentialsFunc returns the keys to sign the next request with. It is called once a request, from
+// several goroutines, so that temporary keys can be renewed during a long upload: it should answer
+// from memory while its keys are fresh.
 type CredentialsFunc func(ctx context.Context) (Credentials, error)
 
 // StaticCredentials returns a CredentialsFunc that always answers cr.

@@ -198,6 +198,12 @@ func kindOf(status int, code string) Kind {
 	return KindOther
 }
 
+// bodyDamaged tells whether a code means that the body of a request that completes an upload was changed on its
+// way. Of parts, whose bodies aren't signed, XAmzContentSHA256Mismatch means something else.
+func bodyDamaged(code string) bool {
+	return code == "XAmzContentSHA256Mismatch" || code == "MalformedXML"
+}
+
 // throttled tells whether the server asked for fewer requests.
 func (e *Error) throttled() bool {
 	return e.Status == http.StatusTooManyRequests || e.Status == http.StatusServiceUnavailable || e.Code == "SlowDown"

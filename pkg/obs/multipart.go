@@ -471,6 +471,9 @@ func (m *multipart) complete(ctx context.Context, key, id string, parts []partDo
 			return "", err
 		}
 		e.Attempts = n
+		if bodyDamaged(e.Code) {
+			e.Kind = KindTransient
+		}
 		gone := e.Code == "NoSuchUpload"
 		switch {
 		case e.Kind == KindTransient || gone:

@@ -65,6 +65,8 @@ type Sources struct {
 	// LookFor is how long an image is looked for when it isn't known whether it was asked for; 0 is the
 	// client's default, in which real services have always shown one.
 	LookFor time.Duration
+	// Store, if not nil, changes how the object storage is spoken to: how often, how long, over what.
+	Store func(*obs.Options)
 }
 
 // option names an option to people.
@@ -343,7 +345,7 @@ func (s *Settings) OBSClient(i *ims.Client) (*obs.Client, error) {
 	if !s.Credentials.HasKeys() {
 		keys = i.ObjectKeys(24 * time.Hour)
 	}
-	return obs.New(obs.Options{
+	o := obs.Options{
 		Endpoint: s.Endpoints.OBS,
 		Region:   s.Region,
 		Credentials: func(ctx context.Context) (obs.Credentials, error) {
@@ -353,7 +355,11 @@ func (s *Settings) OBSClient(i *ims.Client) (*obs.Client, error) {
 		Refused:   func(k obs.Credentials) { keys.Refused(ims.Credentials(k)) },
 		Proxy:     s.sources.Proxy,
 		UserAgent: s.sources.UserAgent,
-	})
+	}
+	if s.sources.Store != nil {
+		s.sources.Store(&o)
+	}
+	return obs.New(o)
 }
 
 // Check says what is missing before a cloud can be spoken to.

@@ -78,9 +78,9 @@ const (
 	Shorten
 	// Trickle lets body and answer pass in pieces, each after a Pause.
 	Trickle
-	// Skew makes the store's clock differ by Skew: in the request's date, as the store sees it, and in the
-	// answer's.
-	Skew
+	// SkewClock makes the store's clock seem ahead by Skew: the store sees the request's date as much earlier, and
+	// the client the answer's as much later.
+	SkewClock
 )
 
 // Fault changes how matching requests are served.

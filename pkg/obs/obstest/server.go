@@ -413,7 +413,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				s.stall(r)
 			}
 			panic(http.ErrAbortHandler)
-		case Flip, Shorten, Trickle, Skew:
+		case Flip, Shorten, Trickle, SkewClock:
 			panic("obstest: only a Proxy does that")
 		case Corrupt, HideParts, Observe:
 		}
