@@ -61,6 +61,9 @@ type Options struct {
 	// IdleTimeout is how long an attempt may go without moving a byte. 0 is DefaultIdleTimeout.
 	// Copying a part and completing an upload get five times as long.
 	IdleTimeout time.Duration
+	// LimitRate is how many bytes a second bodies have at most, those of all requests and answers together,
+	// repeated ones too. 0 is any number, MinLimitRate the least. Waiting for one's turn is not idleness.
+	LimitRate int64
 	// MaxAttempts is how often a request is tried in all. 0 is DefaultMaxAttempts.
 	MaxAttempts int
 	// BackoffBase and BackoffCap shape the wait before attempt n+1: evenly distributed from 0 to
@@ -107,6 +110,10 @@ func New(o Options) (*Client, error) {
 	setDefault(&o.MaxAttempts, DefaultMaxAttempts)
 	setDefault(&o.BackoffBase, DefaultBackoffBase)
 	setDefault(&o.BackoffCap, DefaultBackoffCap)
+	limit, err := newThrottle(o.LimitRate)
+	if err != nil {
+		return nil, bad("%v", err)
+	}
 	next := o.Transport
 	if next == nil {
 		next = newTransport(o.Proxy)
@@ -115,7 +122,7 @@ func New(o Options) (*Client, error) {
 		endpoint:  u,
 		path:      pathStyle(u.Hostname()),
 		o:         o,
-		meter:     &meter{next: next, idle: o.IdleTimeout},
+		meter:     &meter{next: next, idle: o.IdleTimeout, limit: limit},
 		newBuffer: func(n int64) []byte { return make([]byte, n) },
 		now:       time.Now,
 	}

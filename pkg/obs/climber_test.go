@@ -144,7 +144,16 @@ func simulate(tb interface {
 
 const mb = 1e6
 
+// simulations are computed by one goroutine: there is nothing for the race detector to see.
+func simulations(t *testing.T) {
+	t.Helper()
+	if raceDetector {
+		t.Skip("simulated by one goroutine")
+	}
+}
+
 func TestConcurrencyFindsItsLevel(t *testing.T) {
+	simulations(t)
 	cases := map[string]struct {
 		line      line
 		low, high int
@@ -169,6 +178,8 @@ func TestConcurrencyFindsItsLevel(t *testing.T) {
 		"noise of a tenth":            {line: line{carries: flat(6, 20*mb), noise: 0.1}, low: 1, high: 64, from: 5, to: 10, best: 120 * mb},
 		"noise of a half":             {line: line{carries: flat(6, 20*mb), noise: 0.5}, low: 1, high: 64, from: 4, to: 16, share: 0.75, best: 120 * mb},
 		"every request takes a while": {line: line{carries: flat(1000, 50*mb), latency: 300 * time.Millisecond}, low: 1, high: 16, from: 16, to: 16, best: 16 * 26 * mb},
+		"requests without bodies": {line: line{carries: flat(1000, 50*mb), latency: 300 * time.Millisecond, part: 1}, low: 1, high: 16,
+			from: 16, to: 16, best: 1},
 		"more streams hurt": {line: line{carries: func(n int, _ time.Duration) float64 {
 			return 10 * mb * float64(min(n, 6)) / max(1, float64(n)/6)
 		}}, low: 1, high: 64, from: 5, to: 7, best: 60 * mb},
@@ -209,6 +220,7 @@ func TestConcurrencyFindsItsLevel(t *testing.T) {
 // Nobody can say how many streams are best when the line or the reading side changes; what counts is that
 // the level follows.
 func TestConcurrencyFollowsTheLine(t *testing.T) {
+	simulations(t)
 	t.Parallel()
 	const change = 200 * time.Second
 	s := simulate(t, line{carries: func(n int, after time.Duration) float64 {
@@ -233,6 +245,7 @@ func TestConcurrencyFollowsTheLine(t *testing.T) {
 
 // When there is too little to send, more requests at a time prove nothing.
 func TestConcurrencyIgnoresATrickle(t *testing.T) {
+	simulations(t)
 	t.Parallel()
 	s := simulate(t, line{carries: flat(1000, 20*mb), parts: func(after time.Duration) int {
 		return int(after / (4 * time.Second))
@@ -244,6 +257,7 @@ func TestConcurrencyIgnoresATrickle(t *testing.T) {
 
 // A server that bears a number of requests and refuses more.
 func TestConcurrencyObeysTheServer(t *testing.T) {
+	simulations(t)
 	t.Parallel()
 	s := simulate(t, line{carries: flat(1000, 20*mb), latency: 20 * time.Millisecond,
 		refuses: func(n int, _ time.Duration) bool { return n > 6 }}, 1, 64, 64, 600, 1)
@@ -281,6 +295,7 @@ func TestConcurrencyObeysTheServer(t *testing.T) {
 // Whatever the line and the server do, the bounds hold (simulate looks), and most of what the line carries
 // is used.
 func TestConcurrencyOfAnyLine(t *testing.T) {
+	simulations(t)
 	rapid.Check(t, func(t *rapid.T) {
 		high := rapid.IntRange(1, 32).Draw(t, "high")
 		low := rapid.IntRange(1, high).Draw(t, "low")

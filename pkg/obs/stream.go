@@ -159,7 +159,7 @@ func (c *Client) newStream(o StreamOptions) (*stream, error) {
 	s := &stream{multipart: m, o: o}
 	s.slabs.make = c.newBuffer
 	s.slabs.changed = make(chan struct{})
-	m.lim = newLimiter(c.now, o.MinWorkers, o.Workers, buffers(o.Workers))
+	m.lim = newLimiter(c.now, o.MinWorkers, min(o.Workers, MaxStreams(c.o.LimitRate)), buffers(o.Workers))
 	m.fits = func(st *State) bool { return st.Boundaries == "" }
 	return s, nil
 }

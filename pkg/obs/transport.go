@@ -73,6 +73,7 @@ func (ex *exchange) sentRequests() int {
 type meter struct {
 	next   http.RoundTripper
 	idle   time.Duration
+	limit  *throttle                     // nil for none
 	keysOf func(http.Header) Credentials // nil: nobody asks
 }
 
@@ -92,7 +93,7 @@ func (m *meter) RoundTrip(req *http.Request) (*http.Response, error) {
 
 	req = req.WithContext(ctx)
 	if req.Body != nil && req.Body != http.NoBody {
-		req.Body = &watchedBody{ReadCloser: req.Body, w: w}
+		req.Body = &watchedBody{ReadCloser: req.Body, ctx: ctx, w: w, rate: m.limit}
 	}
 	if ex != nil {
 		ex.mu.Lock()
@@ -117,7 +118,7 @@ func (m *meter) RoundTrip(req *http.Request) (*http.Response, error) {
 		ex.status, ex.header, ex.arrived = resp.StatusCode, resp.Header.Clone(), time.Now()
 		ex.mu.Unlock()
 	}
-	resp.Body = &answerBody{ReadCloser: resp.Body, ctx: ctx, w: w, limit: limit, done: done}
+	resp.Body = &answerBody{ReadCloser: resp.Body, ctx: ctx, w: w, rate: m.limit, limit: limit, done: done}
 	return resp, nil
 }
 
@@ -144,6 +145,13 @@ func (w *watchdog) touch() {
 	}
 }
 
+// pause keeps it from firing until touch is called.
+func (w *watchdog) pause() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.timer.Stop()
+}
+
 func (w *watchdog) stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -151,14 +159,21 @@ func (w *watchdog) stop() {
 	w.timer.Stop()
 }
 
+// watchedBody is a request's.
 type watchedBody struct {
 	io.ReadCloser
-	w *watchdog
+	ctx  context.Context
+	w    *watchdog
+	rate *throttle
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
 	b.w.touch()
-	return b.ReadCloser.Read(p)
+	n, err := b.ReadCloser.Read(b.rate.cut(p))
+	if werr := b.rate.wait(b.ctx, b.w, n); werr != nil {
+		return 0, werr
+	}
+	return n, err
 }
 
 // answerBody ends the watch when the answer was read to its end or closed.
@@ -166,15 +181,19 @@ type answerBody struct {
 	io.ReadCloser
 	ctx   context.Context
 	w     *watchdog
+	rate  *throttle
 	limit time.Duration
 	once  sync.Once
 	done  func()
 }
 
 func (b *answerBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.ReadCloser.Read(b.rate.cut(p))
 	if n > 0 {
 		b.w.touch()
+	}
+	if werr := b.rate.wait(b.ctx, b.w, n); werr != nil {
+		n, err = 0, werr
 	}
 	if err != nil && err != io.EOF && errors.Is(context.Cause(b.ctx), errIdle) {
 		err = &IdleError{Limit: b.limit}

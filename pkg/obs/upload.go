@@ -197,7 +197,7 @@ func (c *Client) newUpload(o UploadOptions) (*upload, error) {
 	}
 	m.fits = u.fitsPlan
 	u.zero = &zeroObject{u: u}
-	u.lim = newLimiter(c.now, u.plan.MinWorkers, u.plan.Workers, u.plan.Buffers)
+	u.lim = newLimiter(c.now, u.plan.MinWorkers, min(u.plan.Workers, MaxStreams(c.o.LimitRate)), u.plan.Buffers)
 	return u, nil
 }
 

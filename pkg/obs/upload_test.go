@@ -116,6 +116,12 @@ type env struct {
 func newEnv(t interface{ Cleanup(func()) }, so obstest.Options, change func(*Options)) *env {
 	so.ZeroState = zeroState
 	s := obstest.New(so)
+	t.Cleanup(s.Close)
+	return newEnvOf(t, s, change)
+}
+
+// newEnvOf is newEnv with a server that there is.
+func newEnvOf(t interface{ Cleanup(func()) }, s *obstest.Server, change func(*Options)) *env {
 	o := Options{Endpoint: s.URL(), Region: "test-1", MaxAttempts: 4, IdleTimeout: 20 * time.Second,
 		BackoffBase: time.Millisecond, BackoffCap: 4 * time.Millisecond,
 		Credentials: StaticCredentials(Credentials{AccessKey: obstest.AccessKey, SecretKey: obstest.SecretKey})}
@@ -126,10 +132,7 @@ func newEnv(t interface{ Cleanup(func()) }, so obstest.Options, change func(*Opt
 	if err != nil {
 		panic(err)
 	}
-	t.Cleanup(func() {
-		c.Close()
-		s.Close()
-	})
+	t.Cleanup(c.Close)
 	return &env{s, c}
 }
 
