@@ -12,6 +12,7 @@ import (
 	"github.com/imsprep/imsprep/pkg/ims"
 	"github.com/imsprep/imsprep/pkg/obs"
 	"github.com/imsprep/imsprep/pkg/pipeline"
+	"github.com/imsprep/imsprep/pkg/pipeline/batch"
 	"github.com/imsprep/imsprep/pkg/settings"
 )
 
@@ -25,6 +26,7 @@ const (
 	exitTransient   = 5
 	exitJobFailed   = 6
 	exitRunning     = 7
+	exitSomeFailed  = 8
 	exitInterrupted = 130
 )
 
@@ -34,17 +36,24 @@ func usagef(format string, args ...any) error { return &usageError{Err: fmt.Erro
 func exitCode(err error) int {
 	var usage *usageError
 	var doctor *doctorError
+	var failed *batch.FailedError
+	var busy *batch.BusyError
+	var plan *batch.PlanError
 	kind := pipeline.KindOf(err)
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &doctor):
 		return doctor.code
+	case errors.As(err, &failed):
+		return exitSomeFailed
+	case errors.As(err, &busy):
+		return exitTransient
 	case kind == pipeline.KindInterrupted:
 		return exitInterrupted
 	case kind == pipeline.KindUnclear, kind == pipeline.KindJob, kind == pipeline.KindRunning:
 		return exitCodes[kind] // whatever the caller makes of it
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, &plan):
 		return exitUsage
 	case errors.Is(err, settings.ErrNoCredentials):
 		return exitAuth

@@ -70,6 +70,10 @@ func (s *shared) event(e pipeline.Event) {
 // silence would look like a hang.
 func (a *app) retrying(e ims.RetryEvent) {
 	note := fmt.Sprintf("%s: trying again in %v: %v", e.Op, e.Delay.Round(time.Millisecond), e.Err)
+	if a.onRetry != nil {
+		a.onRetry(note)
+		return
+	}
 	if a.view == nil {
 		if !a.flags.quiet {
 			a.warn([]string{note})

@@ -20,7 +20,7 @@ func cmdNoJournals(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // stateFiles are the journals, locks and temporary files in the state folder. Locks stay on systems
-// where a file in use can't be removed.
+// where a file in use can't be removed. The states of batches, in a folder of their own, stay.
 func stateFiles(ts *testscript.TestScript) []string {
 	entries, err := os.ReadDir(ts.Getenv("IMSPREP_STATE_DIR"))
 	if err != nil && !os.IsNotExist(err) {
@@ -28,7 +28,9 @@ func stateFiles(ts *testscript.TestScript) []string {
 	}
 	var names []string
 	for _, e := range entries {
-		names = append(names, e.Name())
+		if !e.IsDir() {
+			names = append(names, e.Name())
+		}
 	}
 	return names
 }

@@ -31,11 +31,12 @@ type app struct {
 	streams
 	flags     globalFlags
 	view      *shared
-	started   bool   // a command got past its arguments
-	printed   bool   // the result's document is out
-	usageHint string // the command whose help answers a usage error
-	jobTitle  string // what is said of the job that is waited for; "" = it imports
-	fixedKeys bool   // the keys are temporary, and can't be renewed during the run
+	started   bool              // a command got past its arguments
+	printed   bool              // the result's document is out
+	usageHint string            // the command whose help answers a usage error
+	jobTitle  string            // what is said of the job that is waited for; "" = it imports
+	fixedKeys bool              // the keys are temporary, and can't be renewed during the run
+	onRetry   func(note string) // told instead of view
 }
 
 // globalFlags are the flags of every command.
@@ -89,7 +90,7 @@ No temporary disk is written.`,
 		&cobra.Group{ID: groupLocal, Title: "On this machine:"},
 	)
 	root.AddCommand(
-		a.importCommand(), a.uploadCommand(), a.verifyCommand(), a.jobCommand(), a.imageCommand(), a.cleanupCommand(), a.doctorCommand(),
+		a.importCommand(), a.batchCommand(), a.uploadCommand(), a.verifyCommand(), a.jobCommand(), a.imageCommand(), a.cleanupCommand(), a.doctorCommand(),
 		a.convertCommand(), a.digestCommand(), a.infoCommand(), a.mapCommand(), a.bitmapCommand(),
 		a.versionCommand(),
 	)

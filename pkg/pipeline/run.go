@@ -102,7 +102,12 @@ type InterruptedError struct {
 	Err   error
 }
 
-func (e *InterruptedError) Error() string { return fmt.Sprintf("interrupted while in %s", e.Phase) }
+func (e *InterruptedError) Error() string {
+	if e.Phase == "" {
+		return "interrupted"
+	}
+	return fmt.Sprintf("interrupted while in %s", e.Phase)
+}
 func (e *InterruptedError) Unwrap() error { return e.Err }
 
 // Hint says how to go on.

@@ -29,7 +29,7 @@ const (
 // Plan is a plan file: which disks become which images, and within which limits. [Load] makes one; the
 // tags say how its fields are written, and what the published schema says of them.
 type Plan struct {
-	Version  int      `yaml:"version" doc:"Version of the plan file: 1." required:"true"`
+	Version  int      `yaml:"version" doc:"Version of the plan file: 1." required:"true" min:"1" max:"1"`
 	Name     string   `yaml:"name" doc:"Name of the batch. What became of its images is remembered under it. Default: made from the path of the plan file."`
 	Limits   Limits   `yaml:"limits" doc:"What the whole run may use."`
 	Defaults Defaults `yaml:"defaults" doc:"What holds for every image that doesn't say otherwise."`

@@ -240,10 +240,11 @@ func (r *Runner) askFirst(ctx context.Context, selected []int) error {
 		return nil
 	}
 	used, quota, err := r.Importer.IMS.Quota(ctx)
+	var check *pipeline.CheckError // there are no keys at all
 	switch {
 	case ctx.Err() != nil:
 		return &pipeline.InterruptedError{Err: ctx.Err(), Next: "Nothing was begun; give the same command again."}
-	case err != nil && hopeless(err):
+	case hopeless(err), errors.As(err, &check):
 		return err
 	case err != nil || quota <= 0:
 		return nil // each import asks again
