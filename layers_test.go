@@ -28,13 +28,14 @@ var layers = []struct {
 	folder    string
 	mayImport []string
 }{
-	{"cmd/imsprep", []string{"bitmap", "convert", "convert/*", "pkg/obs", "pkg/ims", "pkg/guest", "pkg/pipeline", "pkg/pipeline/batch", "pkg/settings", "pkg/packer"}},
 	{"scripts/bench", nil},
+	{"cmd/imsprep", []string{"bitmap", "convert", "convert/*", "pkg/obs", "pkg/ims", "pkg/guest", "pkg/pipeline", "pkg/pipeline/batch", "pkg/settings", "pkg/packer", "pkg/metrics"}},
 	{"cmd/localcloud", []string{"bitmap", "pkg/ims/imstest"}},                                   // bitmap: the simulator's options hold a layout
 	{"pkg/pipeline/batch", []string{"bitmap", "convert", "pkg/obs", "pkg/ims", "pkg/pipeline"}}, // before pkg/pipeline, which it is in
 	{"pkg/settings", []string{"bitmap", "pkg/obs", "pkg/ims", "pkg/pipeline"}},
 	{"pkg/pipeline", []string{"bitmap", "convert", "pkg/obs", "pkg/ims", "pkg/guest"}},
 	{"pkg/packer", nil},
+	{"pkg/metrics", nil},
 	{"pkg/ims/imstest", []string{"bitmap", "convert"}},
 	{"pkg/ims", nil},
 	{"pkg/obs", nil},

@@ -127,6 +127,9 @@ func interrupted(err error) bool {
 func (a *app) finish(err error) int {
 	code := exitCode(err)
 	if err == nil {
+		if a.logging() {
+			a.log.Info("command done", "command", a.metrics.command, "exit_code", code, "seconds", time.Since(a.metrics.start).Seconds())
+		}
 		return code
 	}
 	msg := err.Error()
@@ -144,7 +147,7 @@ func (a *app) finish(err error) int {
 		}
 		hint += more
 	}
-	msg, hint = printable(msg), printable(hint)
+	msg, hint = printable(a.secrets.redact(msg)), printable(a.secrets.redact(hint))
 	if a.flags.json {
 		var doc struct {
 			Error struct {
@@ -158,6 +161,9 @@ func (a *app) finish(err error) int {
 			fmt.Fprintln(a.out, string(out))
 		}
 	}
+	if a.logging() {
+		a.log.Error(msg, "hint", hint, "command", a.metrics.command, "exit_code", code, "seconds", time.Since(a.metrics.start).Seconds())
+	}
 	if a.flags.progress == progressJSON {
 		_ = json.NewEncoder(a.err).Encode(struct {
 			Time     time.Time `json:"time"`
@@ -166,6 +172,9 @@ func (a *app) finish(err error) int {
 			Hint     string    `json:"hint,omitempty"`
 			ExitCode int       `json:"exit_code"`
 		}{time.Now().UTC(), "error", msg, hint, code})
+		return code
+	}
+	if a.logging() {
 		return code
 	}
 	fmt.Fprintf(a.err, "imsprep: %s\n", msg)

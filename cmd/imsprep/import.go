@@ -367,6 +367,7 @@ func (a *app) runImport(ctx context.Context, src string, f *importFlags) error {
 	if err != nil {
 		return err
 	}
+	a.metrics.uploaded(&res.Upload)
 	if a.flags.json {
 		return a.printJSON(res)
 	}

@@ -46,5 +46,7 @@ func run(args []string, s streams) int {
 	if err != nil && !a.started {
 		err = &usageError{Err: err}
 	}
-	return a.finish(err)
+	code := a.finish(err)
+	a.writeMetrics(code)
+	return code
 }

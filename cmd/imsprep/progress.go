@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -50,7 +51,8 @@ func checkProgress(kind string) error {
 
 // newProgress makes the view that the flags ask for.
 func (a *app) newProgress() progress {
-	a.view = &shared{progress: a.chooseProgress()}
+	shown := a.chooseProgress()
+	a.view = &shared{progress: &logged{progress: shown, a: a, begun: map[pipeline.Phase]time.Time{}}, shown: shown}
 	return a.view
 }
 
@@ -58,6 +60,21 @@ func (a *app) newProgress() progress {
 type shared struct {
 	mu sync.Mutex
 	progress
+	shown  progress
+	closed atomic.Bool
+}
+
+func (s *shared) close() {
+	s.closed.Store(true)
+	s.progress.close()
+}
+
+// above is where lines go that are to stand above a progress bar, nil where there is none.
+func (s *shared) above() io.Writer {
+	if b, ok := s.shown.(*bars); ok && !s.closed.Load() {
+		return b.p
+	}
+	return nil
 }
 
 func (s *shared) event(e pipeline.Event) {
@@ -69,6 +86,10 @@ func (s *shared) event(e pipeline.Event) {
 // retrying tells that a request to the image service is made again: it may wait for minutes, and
 // silence would look like a hang.
 func (a *app) retrying(e ims.RetryEvent) {
+	a.metrics.retried("ims", e.Delay)
+	if a.logging() {
+		return // the client has told it to the log
+	}
 	note := fmt.Sprintf("%s: trying again in %v: %v", e.Op, e.Delay.Round(time.Millisecond), e.Err)
 	if a.onRetry != nil {
 		a.onRetry(note)
@@ -89,6 +110,8 @@ func (a *app) chooseProgress() progress {
 		kind = progressLines
 		if f, ok := a.err.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 			kind = progressBar
+		} else if a.logging() {
+			kind = progressNone // the log tells it
 		}
 	}
 	if a.flags.quiet {
@@ -98,9 +121,9 @@ func (a *app) chooseProgress() progress {
 	case progressBar:
 		return newBars(a.err, titles{job: a.jobTitle})
 	case progressLines:
-		return &lines{w: a.err, titles: titles{job: a.jobTitle}}
+		return &lines{w: a.stderr(), titles: titles{job: a.jobTitle}}
 	case progressJSON:
-		return &jsonLines{enc: json.NewEncoder(a.err)}
+		return &jsonLines{enc: json.NewEncoder(a.stderr())}
 	}
 	return silent{}
 }
@@ -108,7 +131,9 @@ func (a *app) chooseProgress() progress {
 // warn tells things to know before or after a run, in the form that progress has.
 func (a *app) warn(warnings []string) {
 	for _, w := range warnings {
-		if a.flags.progress == progressJSON {
+		if a.logging() {
+			a.log.Warn(w)
+		} else if a.flags.progress == progressJSON {
 			(&jsonLines{enc: json.NewEncoder(a.err)}).event(pipeline.Event{State: pipeline.StateWarning, Note: w})
 		} else {
 			fmt.Fprintf(a.err, "warning: %s\n", printable(w))
@@ -118,6 +143,10 @@ func (a *app) warn(warnings []string) {
 
 // say tells people how something ended; programs have the result.
 func (a *app) say(format string, args ...any) {
+	if a.logging() {
+		a.log.Info(fmt.Sprintf(format, args...))
+		return
+	}
 	if a.flags.progress != progressJSON && !a.flags.quiet {
 		fmt.Fprintln(a.err, printable(fmt.Sprintf(format, args...)))
 	}

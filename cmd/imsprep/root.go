@@ -5,7 +5,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,6 +39,11 @@ type app struct {
 	jobTitle  string            // what is said of the job that is waited for; "" = it imports
 	fixedKeys bool              // the keys are temporary, and can't be renewed during the run
 	onRetry   func(note string) // told instead of view
+
+	log     *slog.Logger // nil when none is asked for
+	errLock sync.Mutex
+	secrets secrets
+	metrics runMetrics
 }
 
 // globalFlags are the flags of every command.
@@ -44,7 +51,10 @@ type globalFlags struct {
 	json     bool
 	quiet    bool
 	progress string
-	cloud    settings.Options
+	log      logFlags
+
+	metricsFile string
+	cloud       settings.Options
 }
 
 func (a *app) rootCommand() *cobra.Command {
@@ -72,7 +82,19 @@ No temporary disk is written.`,
 		RunE:          func(cmd *cobra.Command, _ []string) error { a.started = true; return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.started = true
-			return checkProgress(a.flags.progress)
+			if err := checkProgress(a.flags.progress); err != nil {
+				return err
+			}
+			if err := a.startLog(); err != nil {
+				return err
+			}
+			if err := a.startMetrics(strings.TrimPrefix(cmd.CommandPath(), "imsprep ")); err != nil {
+				return err
+			}
+			if a.logging() {
+				a.log.Info("command started", "command", a.metrics.command, "version", version)
+			}
+			return nil
 		},
 	}
 	root.SetVersionTemplate("imsprep {{.Version}}\n")
@@ -84,6 +106,16 @@ No temporary disk is written.`,
 	p.BoolVar(&a.flags.json, "json", a.flags.json, "print the result as one JSON document")
 	p.BoolVarP(&a.flags.quiet, "quiet", "q", false, "tell nothing but warnings and errors")
 	p.StringVar(&a.flags.progress, "progress", progressAuto, "how to show progress on standard error: auto, bar, lines, json, none")
+
+	p.StringVar(&a.flags.log.format, "log-format", "", "log to standard error as text or json, instead of what is told to people there")
+	p.StringVar(&a.flags.log.level, "log-level", "", "least level of the log: debug, info, warn, error, off (default: info if there is a log)")
+	p.StringVar(&a.flags.metricsFile, "metrics-file", "", "write the run's metrics to this file, as Prometheus' textfile collector reads them")
+	for name, values := range map[string][]string{
+		"progress": {progressAuto, progressBar, progressLines, progressJSON, progressNone}, "log-format": {logText, logJSON},
+		"log-level": {"debug", "info", "warn", "error", logOff},
+	} {
+		_ = root.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
 
 	root.AddGroup(
 		&cobra.Group{ID: groupCloud, Title: "Into the cloud:"},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/imsprep/imsprep/pkg/obs"
 	"github.com/imsprep/imsprep/pkg/settings"
 )
 
@@ -16,16 +17,19 @@ type usageError = settings.UsageError
 // sources are where this run's settings come from.
 func (a *app) sources() *settings.Sources {
 	return &settings.Sources{
-		Options:    a.flags.cloud,
-		OptionName: func(option string) string { return "--" + strings.ReplaceAll(option, "_", "-") },
-		Lookup:     a.lookup,
-		ConfigDir:  os.UserConfigDir,
-		CacheDir:   os.UserCacheDir,
-		Proxy:      http.ProxyFromEnvironment,
-		UserAgent:  userAgent(),
-		OnRetry:    a.retrying,
-		LookFor:    a.lookFor,
-		Store:      a.store,
+		Options:       a.flags.cloud,
+		OptionName:    func(option string) string { return "--" + strings.ReplaceAll(option, "_", "-") },
+		Lookup:        a.lookup,
+		ConfigDir:     os.UserConfigDir,
+		CacheDir:      os.UserCacheDir,
+		Proxy:         http.ProxyFromEnvironment,
+		UserAgent:     userAgent(),
+		Logger:        a.log,
+		OnRetry:       a.retrying,
+		OnSecret:      a.secrets.add,
+		OnObjectRetry: func(e obs.RetryEvent) { a.metrics.retried("obs", e.Delay) },
+		LookFor:       a.lookFor,
+		Store:         a.store,
 	}
 }
 

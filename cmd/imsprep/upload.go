@@ -86,6 +86,7 @@ func (a *app) runUpload(ctx context.Context, src, target string, sf *sourceFlags
 	if err != nil {
 		return err
 	}
+	a.metrics.uploaded(res)
 	if a.flags.json {
 		return a.printJSON(res)
 	}

@@ -3,10 +3,13 @@
 package ims
 
 import (
+	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -76,6 +79,8 @@ type Options struct {
 	// answer to the request that creates it was lost.
 	LookupInterval time.Duration
 	LookupLimit    time.Duration
+	// Logger, if not nil, is told of every attempt of a request (debug) and of every wait before another one (warn).
+	Logger *slog.Logger
 	// OnRetry, if set, is told before every wait for a repetition; it may be called concurrently.
 	OnRetry func(RetryEvent)
 
@@ -107,6 +112,7 @@ type Client struct {
 	lookupInterval     time.Duration
 	lookupLimit        time.Duration
 	onRetry            func(RetryEvent)
+	log                *slog.Logger
 
 	// useStatusCall is set when the installation turned out not to have the job progress call.
 	useStatusCall atomic.Bool
@@ -170,8 +176,13 @@ func New(o Options) (*Client, error) {
 	if c.lookupLimit <= 0 {
 		c.lookupLimit = DefaultLookupLimit
 	}
-	if c.onRetry == nil {
-		c.onRetry = func(RetryEvent) {}
+	c.log = cmp.Or(o.Logger, slog.New(slog.DiscardHandler)).With(slog.String("service", "ims"))
+	c.onRetry = func(e RetryEvent) {
+		c.log.LogAttrs(context.Background(), slog.LevelWarn, "request is repeated", slog.String("op", e.Op), slog.Int("attempt", e.Attempt),
+			slog.Float64("delay_seconds", e.Delay.Seconds()), slog.Any("error", e.Err))
+		if o.OnRetry != nil {
+			o.OnRetry(e)
+		}
 	}
 
 	hc := http.Client{}

@@ -188,7 +188,7 @@ func (c *Client) submit(ctx context.Context, s submission) (*Submitted, error) {
 	for next := 0; ; {
 		result.Generation = s.targets[next].generation
 		s.call.path = s.targets[next].path
-		a, f := c.attempt(ctx, &s.call)
+		a, f := c.tell(ctx, &s.call)
 		if f == nil {
 			if result.JobID = jobIDOf(a.body); result.JobID != "" {
 				return result, nil

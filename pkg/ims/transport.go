@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -87,7 +88,7 @@ func (c *Client) do(ctx context.Context, k call) (*answer, error) {
 	repeatable := k.repeatable || k.method == http.MethodGet
 	renewed := false
 	for attempt := 1; ; attempt++ {
-		a, f := c.attempt(ctx, &k)
+		a, f := c.tell(ctx, &k)
 		if f == nil {
 			return a, nil
 		}
@@ -114,6 +115,23 @@ func (c *Client) do(ctx context.Context, k call) (*answer, error) {
 			return nil, ended(ctx, f.err)
 		}
 	}
+}
+
+// tell is attempt, told to the log.
+func (c *Client) tell(ctx context.Context, k *call) (*answer, *failure) {
+	if !c.log.Enabled(ctx, slog.LevelDebug) {
+		return c.attempt(ctx, k)
+	}
+	start := time.Now()
+	a, f := c.attempt(ctx, k)
+	about := []slog.Attr{slog.String("op", k.op), slog.String("method", k.method), slog.String("path", k.path)}
+	if f == nil {
+		about = append(about, slog.Int("status", a.status))
+	} else {
+		about = append(about, slog.Int("status", f.err.Status), slog.String("code", f.err.Code))
+	}
+	c.log.LogAttrs(ctx, slog.LevelDebug, "request", append(about, slog.Float64("seconds", time.Since(start).Seconds()))...)
+	return a, f
 }
 
 // ended is the error of a call that the caller's context ended while it was being repeated.

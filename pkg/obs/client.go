@@ -4,12 +4,14 @@ package obs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/md5"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
@@ -56,6 +58,10 @@ type Options struct {
 	// Proxy chooses the proxy of a request when Transport is nil; nil is none.
 	// http.ProxyFromEnvironment fits.
 	Proxy func(*http.Request) (*url.URL, error)
+	// Logger, if not nil, is told of every attempt of a request (debug) and of every wait before another one (warn).
+	Logger *slog.Logger
+	// OnRetry, if not nil, is told before every wait for a repetition; it may be called concurrently.
+	OnRetry func(RetryEvent)
 	// UserAgent is added to the User-Agent header, as name/version.
 	UserAgent string
 	// IdleTimeout is how long an attempt may go without moving a byte. 0 is DefaultIdleTimeout.
@@ -69,6 +75,13 @@ type Options struct {
 	// BackoffBase and BackoffCap shape the wait before attempt n+1: evenly distributed from 0 to
 	// min(BackoffCap, BackoffBase × 2^(n-1)). 0 is the default of each.
 	BackoffBase, BackoffCap time.Duration
+}
+
+// RetryEvent describes a repetition that is about to be waited for.
+type RetryEvent struct {
+	Attempt int // the attempt that failed, from 1
+	Delay   time.Duration
+	Err     *Error
 }
 
 // Client talks to one store. It is safe for concurrent use.
@@ -86,6 +99,7 @@ type Client struct {
 
 	newBuffer func(n int64) []byte
 	now       func() time.Time
+	log       *slog.Logger
 }
 
 // New makes a client. It sends nothing.
@@ -123,6 +137,7 @@ func New(o Options) (*Client, error) {
 		path:      pathStyle(u.Hostname()),
 		o:         o,
 		meter:     &meter{next: next, idle: o.IdleTimeout, limit: limit},
+		log:       cmp.Or(o.Logger, slog.New(slog.DiscardHandler)).With(slog.String("service", "obs")),
 		newBuffer: func(n int64) []byte { return make([]byte, n) },
 		now:       time.Now,
 	}
@@ -301,8 +316,10 @@ func (c *Client) attempt(ctx context.Context, t target, fn func(ctx context.Cont
 		ex.idle = time.Duration(t.idleFactor) * c.o.IdleTimeout
 	}
 	actx, cancel := context.WithCancel(context.WithValue(ctx, exchangeKey{}, ex))
+	start := time.Now()
 	err := fn(actx)
 	cancel()
+	took := time.Since(start)
 	if t.stats != nil {
 		t.stats.requests.Add(int64(ex.sentRequests()))
 	}
@@ -312,6 +329,14 @@ func (c *Client) attempt(ctx context.Context, t target, fn func(ctx context.Cont
 		}
 		e = c.explain(t, err, ex)
 		c.renew(ctx, e, ex)
+	}
+	if c.log.Enabled(ctx, slog.LevelDebug) {
+		about := e
+		if about == nil {
+			about = &Error{Op: t.op, Bucket: t.bucket, Key: t.key, Part: t.part, Status: ex.answerStatus()}
+		}
+		c.log.LogAttrs(ctx, slog.LevelDebug, "request", append(about.attrs(), slog.Int("status", about.Status),
+			slog.Float64("seconds", took.Seconds()))...)
 	}
 	if after != nil {
 		after(e)
@@ -329,6 +354,11 @@ func (c *Client) backoff(ctx context.Context, n int, e *Error) error {
 	if e.retryAfter > d {
 		d = min(e.retryAfter, c.o.BackoffCap)
 	}
+	if c.o.OnRetry != nil {
+		c.o.OnRetry(RetryEvent{Attempt: n, Delay: d, Err: e})
+	}
+	c.log.LogAttrs(ctx, slog.LevelWarn, "request is repeated", append(e.attrs(), slog.Int("attempt", n),
+		slog.Float64("delay_seconds", d.Seconds()), slog.Any("error", e))...)
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

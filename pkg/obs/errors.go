@@ -5,6 +5,7 @@ package obs
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 )
@@ -64,6 +65,21 @@ type Error struct {
 	retryAfter time.Duration // as the server asked, 0 = not said
 	renewal    renewal       // whether the next attempt has other keys
 	signedBy   string        // access key, if its keys may be why
+}
+
+// attrs says for a log what the error is about.
+func (e *Error) attrs() []slog.Attr {
+	list := []slog.Attr{slog.String("op", e.Op), slog.String("bucket", e.Bucket)}
+	if e.Key != "" {
+		list = append(list, slog.String("key", e.Key))
+	}
+	if e.Part > 0 {
+		list = append(list, slog.Int("part", e.Part))
+	}
+	if e.Code != "" {
+		list = append(list, slog.String("code", e.Code))
+	}
+	return list
 }
 
 // Error implements error in one line.

@@ -62,6 +62,13 @@ type exchange struct {
 
 type exchangeKey struct{}
 
+// answerStatus is the HTTP status of the answer, 0 if there was none.
+func (ex *exchange) answerStatus() int {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	return ex.status
+}
+
 func (ex *exchange) sentRequests() int {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()

@@ -145,6 +145,7 @@ func (s *Settings) clientOptions() ims.Options {
 		UserAgent:   s.sources.UserAgent,
 		// Whoever names an endpoint without TLS means it: the local cloud has none.
 		AllowPlainHTTP: true,
+		Logger:         s.sources.Logger,
 		OnRetry:        s.sources.OnRetry,
 		LookupLimit:    s.sources.LookFor,
 	}

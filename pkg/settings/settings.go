@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -58,7 +59,10 @@ type Sources struct {
 
 	Proxy     func(*http.Request) (*url.URL, error) // nil is none
 	UserAgent string
+	Logger    *slog.Logger         // of the clients; nil is none
 	OnRetry   func(ims.RetryEvent) // as in ims.Options
+	// OnObjectRetry is as OnRetry in obs.Options.
+	OnObjectRetry func(obs.RetryEvent)
 	// OnSecret, if not nil, is told of every secret that is found, also of keys that come during a run; it may
 	// be called at any time and by several goroutines.
 	OnSecret func(string)
@@ -350,10 +354,13 @@ func (s *Settings) OBSClient(i *ims.Client) (*obs.Client, error) {
 		Region:   s.Region,
 		Credentials: func(ctx context.Context) (obs.Credentials, error) {
 			k, err := keys.Credentials(ctx)
+			s.sources.secret(k.SecretKey, k.SecurityToken)
 			return obs.Credentials(k), err
 		},
 		Refused:   func(k obs.Credentials) { keys.Refused(ims.Credentials(k)) },
 		Proxy:     s.sources.Proxy,
+		Logger:    s.sources.Logger,
+		OnRetry:   s.sources.OnObjectRetry,
 		UserAgent: s.sources.UserAgent,
 	}
 	if s.sources.Store != nil {
