@@ -324,7 +324,7 @@ func (f *forward) changed(err error) error {
 	if isPlainError(err) {
 		return err
 	}
-	return fmt.Errorf("%q changed while it was read: its %s data is damaged now: %w", f.in.label, f.codec.name, err)
+	return &ChangedError{f.in.label, fmt.Errorf("its %s data is damaged now: %w", f.codec.name, err)}
 }
 
 // Extent tells what is zero, by chunks.

@@ -152,28 +152,44 @@ func checkPlainName(name string) error {
 	return nil
 }
 
+// ChangedError is a source that was written to, or replaced, while it was read.
+type ChangedError struct {
+	Path string
+	Err  error // how it changed
+}
+
+func (e *ChangedError) Error() string {
+	return fmt.Sprintf("%q changed while it was read: %v", e.Path, e.Err)
+}
+func (e *ChangedError) Unwrap() error { return e.Err }
+
+// Hint says what to do about it.
+func (e *ChangedError) Hint() string {
+	return "Stop whatever writes to it (a virtual machine that runs?), or take a snapshot or a copy of it, and run the same command again."
+}
+
 func (f *sourceFile) checkUnchanged() error {
 	now, err := f.file.Stat()
 	if err != nil {
 		return fmt.Errorf("check that %q did not change: %w", f.path, err)
 	}
+	changed := func(format string, a ...any) error { return &ChangedError{f.path, fmt.Errorf(format, a...)} }
 	if f.regular {
 		if now.Size() != f.size {
-			return fmt.Errorf("%q changed while it was read: its size was %d and is %d bytes",
-				f.path, f.size, now.Size())
+			return changed("its size was %d and is %d bytes", f.size, now.Size())
 		}
 		if !now.ModTime().Equal(f.info.ModTime()) {
-			return fmt.Errorf("%q changed while it was read: it was written to", f.path)
+			return changed("it was written to")
 		}
 	} else if size, err := raw.DeviceSize(f.file); err != nil || size != f.size {
-		return fmt.Errorf("%q changed while it was read: its size is no longer %d bytes", f.path, f.size)
+		return changed("its size is no longer %d bytes", f.size)
 	}
 	named, err := os.Stat(f.path)
 	if err != nil {
-		return fmt.Errorf("%q changed while it was read: %w", f.path, err)
+		return changed("%w", err)
 	}
 	if !os.SameFile(named, f.info) {
-		return fmt.Errorf("%q changed while it was read: another file took its name", f.path)
+		return changed("another file took its name")
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	f.Var(&u.partSize, "part-size", "size of a data part, such as 16MiB (default: the smallest that fits 10,000 parts, from 16MiB)")
 	f.IntVar(&u.workers, "parallel", 0, "parts in flight (default: what fits 256 MiB of memory, 4 at most)")
 	f.BoolVar(&u.overwrite, "overwrite", false, "replace an object of the same key")
-	f.StringVar(&u.format, "format", string(pipeline.FormatAuto), "what the object is: auto, raw, zvhd2; auto is raw where its bitmap's layout is confirmed, else zvhd2")
+	f.StringVar(&u.format, "format", string(pipeline.FormatAuto), "what the object is: auto, raw, zvhd2; auto goes by the key's ending, else it is raw where its bitmap's layout is confirmed, else zvhd2")
 	f.IntVar(&u.level, "compression-level", 0, "of ZVHD2: 1 (fast) to 22 (small) (default: 3)")
 	f.StringVar(&u.layout, "bitmap-layout", bitmap.DefaultLayout, "layout of the bitmap file: "+strings.Join(layoutNames(), ", "))
 	f.BoolVar(&u.acceptUnconfirmed, "accept-unconfirmed-bitmap", false, "use a bitmap layout that isn't confirmed for this cloud")

@@ -16,15 +16,25 @@ func (a *app) uploadCommand() *cobra.Command {
 	var src sourceFlags
 	var up uploadFlags
 	cmd := &cobra.Command{
-		Use:     "upload SRC obs://BUCKET/KEY.raw",
+		Use:     "upload SRC obs://BUCKET/KEY",
 		GroupID: groupCloud,
-		Short:   "Send a disk and its bitmap to a bucket, and stop there",
-		Long: `Upload does the first half of an import: it streams the disk to the bucket as RAW, copying zero
-parts on the server, and writes the bitmap beside it under the same base name. An upload that was
-interrupted, killed, or ended by trouble that passes goes on where it was when the same command is
-given again; --restart begins anew.`,
+		Short:   "Send a disk to a bucket, and stop there",
+		Long: `Upload does the first half of an import: it streams the disk to an object of a bucket, as RAW, with
+zero parts copied on the server and the bitmap beside it under the same base name, or as ZVHD2.
+KEY ends in .raw or .zvhd2, and so says which. An upload that was interrupted, killed, or ended by
+trouble that passes goes on where it was when the same command is given again; --restart begins
+anew.
+
+Any store that speaks S3 will do: give its --obs-endpoint and --region. s3://BUCKET/KEY means the
+same as obs://BUCKET/KEY. The image service isn't asked for anything.`,
 		Example: `  imsprep upload web-01.qcow2 obs://images/web-01.raw
-  imsprep upload web-01.qcow2 obs://images/web-01.raw --dry-run`,
+  imsprep upload web-01.qcow2 obs://images/web-01.zvhd2 --dry-run
+
+  # what has changed since yesterday; the rest is copied on the server
+  imsprep upload web-01.qcow2 obs://images/tuesday.raw --reuse obs://images/monday.raw
+
+  # a MinIO or another S3 store; HW_ACCESS_KEY and HW_SECRET_KEY are its keys
+  imsprep upload web-01.qcow2 s3://images/web-01.zvhd2 --obs-endpoint http://10.0.0.7:9000 --region us-east-1`,
 		Args: a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.usageHint = cmd.CommandPath()

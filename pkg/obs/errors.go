@@ -184,6 +184,10 @@ func (e *Error) Hint() string {
 	case KindTransient:
 		return "the network or the store had trouble; run the same command again"
 	case KindSource:
+		var h interface{ Hint() string }
+		if errors.As(e.Err, &h) && h.Hint() != "" {
+			return h.Hint()
+		}
 		return "the disk could not be read; check the file and its storage"
 	case KindIntegrity:
 		return "the store did not hold what was sent and the upload was thrown away; run the same command again, " +

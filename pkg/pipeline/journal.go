@@ -33,8 +33,9 @@ const (
 	// journalShare bounds the time that writing large journals takes, to one in so many.
 	journalShare = 20
 
-	// busyTries and busyPause are how a lock is asked for again: who lists journals has it for a moment.
-	busyTries = 4
+	// busyTries and busyPause are how a lock is asked for again: who lists journals has it for a moment,
+	// and a process that was killed until the system has cleared it away.
+	busyTries = 40
 	busyPause = 25 * time.Millisecond
 
 	journalExt = ".json"

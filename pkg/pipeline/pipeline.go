@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"path"
 	"slices"
 
 	"github.com/imsprep/imsprep/bitmap"
@@ -122,7 +123,7 @@ func (e *CheckError) Unwrap() error { return e.Err }
 type Format string
 
 const (
-	FormatAuto  Format = "auto"  // RAW where its bitmap's layout is confirmed, else ZVHD2
+	FormatAuto  Format = "auto"  // as the key ends; else RAW where its bitmap's layout is confirmed, else ZVHD2
 	FormatRAW   Format = "raw"   // with a bitmap beside it
 	FormatZVHD2 Format = "zvhd2" // compressed; carries its bitmap itself
 )
@@ -140,22 +141,26 @@ func chooseFormat(r *Request) (f Format, why string, layout bitmap.Layout, err e
 	}
 	name := layout.Name
 	confirmed := slices.Contains(r.ConfirmedLayouts, name)
+	asked, by := r.Format, "asked for"
+	if ext := path.Ext(r.Key); (asked == "" || asked == FormatAuto) && (ext == FormatRAW.Ext() || ext == FormatZVHD2.Ext()) {
+		asked, by = Format(ext[1:]), "the object's key ends in "+ext
+	}
 	switch {
-	case r.Format == FormatZVHD2:
-		return FormatZVHD2, "asked for", layout, nil
+	case asked == FormatZVHD2 && (r.Format == FormatZVHD2 || r.MakeBitmap == nil):
+		return FormatZVHD2, by, layout, nil
 	case r.MakeBitmap != nil:
 		return FormatRAW, "its bitmap is made by a tool of your own", layout, nil
-	case confirmed && r.Format == FormatRAW:
-		return FormatRAW, "asked for", layout, nil
+	case confirmed && asked == FormatRAW:
+		return FormatRAW, by, layout, nil
 	case confirmed:
 		return FormatRAW, fmt.Sprintf("the bitmap layout %q is confirmed for this cloud", name), layout, nil
 	case r.AcceptUnconfirmed:
 		return FormatRAW, fmt.Sprintf("the unconfirmed bitmap layout %q was accepted", name), layout, nil
-	case r.Format == FormatRAW:
+	case asked == FormatRAW:
 		return "", "", layout, &CheckError{
 			What: fmt.Sprintf("the bitmap layout %q isn't confirmed for this cloud: what its own tool writes into "+
 				"a .mf is not public, and a wrong bitmap that is accepted may mean a damaged disk", name),
-			Remedy: "Import as ZVHD2, which needs no bitmap (--format zvhd2); or confirm the layout: make a pair with the\n" +
+			Remedy: "Take ZVHD2, which needs no bitmap (--format zvhd2, and a key that ends so); or confirm the layout: make a pair with the\n" +
 				"  vendor's CreateMF.jar on a small RAW, compare with `imsprep bitmap verify RAW REF.mf --layout " + name + "`, and if\n" +
 				"  they are equal set IMSPREP_CONFIRMED_BITMAP=" + name + ", or find it with `imsprep bitmap infer --save`;\n" +
 				"  or have that tool make it (--bitmap-command); or take the risk once with --accept-unconfirmed-bitmap.",

@@ -408,6 +408,10 @@ func TestSourceChangedMeanwhile(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "changed") {
 		t.Fatalf("error %v, want one that says that the source changed", err)
 	}
+	var h interface{ Hint() string }
+	if !errors.As(err, &h) || !strings.Contains(h.Hint(), "virtual machine") {
+		t.Errorf("%v doesn't say what to do", err)
+	}
 	c.empty(t)
 }
 

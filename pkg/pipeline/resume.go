@@ -108,7 +108,8 @@ func (i *Importer) openJournal(ctx context.Context, p *Plan) error {
 	}
 	switch {
 	case broken != nil:
-		p.Warnings = append(p.Warnings, fmt.Sprintf("the upload starts anew: the journal of an earlier run, %s, is of no use: %v", j.where(), broken))
+		p.Warnings = append(p.Warnings, fmt.Sprintf("the upload starts anew: the journal of an earlier run, %s, is of no use: %v; "+
+			"`imsprep cleanup` finds what that run has left in the bucket", j.where(), broken))
 	case found != nil:
 		if why := p.unfit(found, t); why != "" {
 			p.Warnings = append(p.Warnings, "the upload starts anew: "+why)
@@ -391,6 +392,7 @@ func (r *run) started(there int64) {
 	r.resumed.Store(there)
 	e := Event{Phase: PhaseUpload, State: StateStart, Unit: UnitBytes, Total: total, Done: there, Resumed: there}
 	switch {
+	case r.anew.Load():
 	case r.plan.copied:
 		e.Note = "resuming; what the bucket has is compared with the disk"
 	case r.plan.resume != nil && there == 0:

@@ -140,6 +140,7 @@ type run struct {
 	mu    sync.Mutex // events and warnings one at a time
 
 	begun   atomic.Bool  // the upload's beginning was told
+	anew    atomic.Bool  // what an earlier run has left turned out to be of no use
 	resumed atomic.Int64 // bytes of the disk that were there from an earlier run
 	jobEnds func()       // gives the slot of the job back
 }
@@ -225,7 +226,7 @@ func (i *Importer) run(ctx context.Context, p *Plan) (*Result, error) {
 		ImportPath: p.Path,
 		Why:        p.Why,
 	}
-	res.JobID, res.Recovered, res.Resumed = sub.JobID, sub.Recovered, p.resume != nil
+	res.JobID, res.Recovered, res.Resumed = sub.JobID, sub.Recovered, p.resume != nil && !r.anew.Load()
 	if p.Request.NoWait {
 		p.journal.remove()
 		res.ImageID = sub.ImageID
@@ -448,10 +449,23 @@ func learnAll(scanner *convert.Scanner, s *obs.State, size int64) error {
 	return nil
 }
 
+// noted tells of what an upload notes, if there is something to tell.
+func (r *run) noted(note string) bool {
+	anew := strings.HasPrefix(note, "the upload starts anew")
+	if anew {
+		r.anew.Store(true)
+	}
+	if !anew && !strings.HasPrefix(note, "nothing more is copied") {
+		return false
+	}
+	r.warn(note)
+	return true
+}
+
 // uploadEvent passes on how a planned upload goes.
 func (r *run) uploadEvent(e obs.UploadEvent) {
-	if strings.HasPrefix(e.Note, "the upload starts anew") || strings.HasPrefix(e.Note, "nothing more is copied") {
-		r.warn(e.Note)
+	if r.noted(e.Note) || !r.begun.Load() {
+		return
 	}
 	// What is there is counted part by part; it was told at the beginning.
 	there := max(e.Resumed, r.resumed.Load())
@@ -487,15 +501,11 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 		RunID:          p.RunID,
 		BeforeComplete: r.beforeComplete,
 		CleanupTimeout: cleanupLimit,
-		Progress: func(e obs.UploadEvent) {
-			if strings.HasPrefix(e.Note, "the upload starts anew") {
-				r.warn(e.Note)
-			}
-		},
-		Checkpoint: r.checkpoint,
-		Resumable:  p.journal.remembers(),
-		Resume:     r.remembered(func(obs.PartState) error { return nil }),
-		Note:       func(obs.Part) []byte { return encoder.Note() },
+		Progress:       func(e obs.UploadEvent) { r.noted(e.Note) },
+		Checkpoint:     r.checkpoint,
+		Resumable:      p.journal.remembers(),
+		Resume:         r.remembered(func(obs.PartState) error { return nil }),
+		Note:           func(obs.Part) []byte { return encoder.Note() },
 		Reposition: func(parts []obs.PartState, offset int64) (int64, error) {
 			from, before, err := encoder.Resume(notesOf(parts), offset)
 			if err != nil {
