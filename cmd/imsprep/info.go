@@ -9,7 +9,22 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imsprep/imsprep/convert"
+	"github.com/imsprep/imsprep/pkg/pipeline"
 )
+
+// infoDocument is what info prints.
+type infoDocument struct {
+	convert.Info
+	ImportRefusals []string `json:"import_refusals,omitempty"` // why an import would refuse it nevertheless
+}
+
+// importRefusals are the rules of the service that a disk breaks whatever it is imported as.
+func importRefusals(i convert.Info) []string {
+	if i.VirtualSize > pipeline.MaxImageSize {
+		return []string{fmt.Sprintf("its virtual size is above %s, the most that the service takes", size(pipeline.MaxImageSize))}
+	}
+	return nil
+}
 
 func (a *app) infoCommand() *cobra.Command {
 	var f sourceFlags
@@ -18,7 +33,8 @@ func (a *app) infoCommand() *cobra.Command {
 		GroupID: groupLocal,
 		Short:   "Tell what a disk is, and what would refuse it",
 		Long: `Info opens a disk the way an import would: what is damaged, hostile, unsupported, or needs a file
-that isn't allowed is refused with exit code 3 and the reason. No file is opened but the one named
+that isn't allowed is refused with exit code 3 and the reason. A disk that can be read but not
+imported, for it is too large, is told of. No file is opened but the one named
 and those beside it that hold the disk's own data (the extents of a VMDK, the disk of an OVF).`,
 		Example: `  imsprep info web-01.qcow2
   imsprep info appliance.ova
@@ -36,7 +52,7 @@ and those beside it that hold the disk's own data (the extents of a VMDK, the di
 				return err
 			}
 			defer disk.Close()
-			info := disk.Info()
+			info := infoDocument{disk.Info(), importRefusals(disk.Info())}
 			if a.flags.json {
 				return a.printJSON(info)
 			}
@@ -47,7 +63,7 @@ and those beside it that hold the disk's own data (the extents of a VMDK, the di
 	return cmd
 }
 
-func infoFields(i convert.Info) []field {
+func infoFields(i infoDocument) []field {
 	wrapped := strings.Join(i.Wrapped, ", ")
 	if i.Streamed {
 		wrapped += ", unpacked as it is read"
@@ -89,6 +105,9 @@ func infoFields(i convert.Info) []field {
 	}
 	for _, w := range i.Warnings {
 		fields = append(fields, field{"warning", w})
+	}
+	for _, r := range i.ImportRefusals {
+		fields = append(fields, field{"can't be imported", r})
 	}
 	return fields
 }

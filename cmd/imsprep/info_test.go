@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/imsprep/imsprep/convert"
 )
 
 // TestDocumentsAreDocumented holds the keys of the documents that info and map print against the
@@ -21,16 +19,17 @@ func TestDocumentsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for heading, document := range map[string]any{"## `info`": convert.Info{}, "## `map`": mapExtent{}} {
+	for heading, document := range map[string]any{"## `info`": infoDocument{}, "## `map`": mapExtent{}} {
 		_, section, ok := strings.Cut(string(manual), "\n"+heading+"\n")
 		if !ok {
 			t.Fatalf("the manual has no section %q", heading)
 		}
 		section, _, _ = strings.Cut(section, "\n## ")
 		var want []string
-		for f := range reflect.TypeOf(document).NumField() {
-			key, _, _ := strings.Cut(reflect.TypeOf(document).Field(f).Tag.Get("json"), ",")
-			want = append(want, key)
+		for _, f := range reflect.VisibleFields(reflect.TypeOf(document)) {
+			if key, _, _ := strings.Cut(f.Tag.Get("json"), ","); key != "" {
+				want = append(want, key)
+			}
 		}
 		var got []string
 		for _, line := range strings.Split(section, "\n") {

@@ -30,7 +30,8 @@ func (a *app) mapCommand() *cobra.Command {
 		GroupID: groupLocal,
 		Short:   "List a disk's extents: what is stored, what reads as zeros",
 		Long: `Map lists the extents of a disk from its tables, without reading its data. The JSON form has the
-keys of qemu-img map; depth tells which file of a chain decides, 0 for the disk's own.`,
+keys of qemu-img map; depth tells which file of a chain decides, 0 for the disk's own. In the table
+it has a column where there is a chain.`,
 		Example: `  imsprep map web-01.qcow2
   imsprep map web-01.qcow2 --json`,
 		Args: a.args(cobra.ExactArgs(1)),
@@ -46,7 +47,7 @@ keys of qemu-img map; depth tells which file of a chain decides, 0 for the disk'
 			}
 			defer disk.Close()
 			a.warn(disk.Info().Warnings)
-			show, finish := a.mapTable()
+			show, finish := a.mapTable(len(disk.Info().Backing) > 0)
 			if a.flags.json {
 				show, finish = a.mapJSON()
 			}
@@ -89,8 +90,11 @@ func (a *app) mapJSON() (show func(mapExtent) error, finish func() error) {
 		}
 }
 
-func (a *app) mapTable() (show func(mapExtent) error, finish func() error) {
+func (a *app) mapTable(chain bool) (show func(mapExtent) error, finish func() error) {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	if chain {
+		fmt.Fprint(w, "depth\t")
+	}
 	fmt.Fprintln(w, "start\tlength\tkind\t")
 	return func(e mapExtent) error {
 		kind := "zero"
@@ -99,6 +103,9 @@ func (a *app) mapTable() (show func(mapExtent) error, finish func() error) {
 			kind = "compressed"
 		case e.Data:
 			kind = "data"
+		}
+		if chain {
+			fmt.Fprintf(w, "%d\t", e.Depth)
 		}
 		_, err := fmt.Fprintf(w, "%d\t%d\t%s\t\n", e.Start, e.Length, kind)
 		return err
