@@ -283,16 +283,20 @@ func (c *Client) recover(ctx context.Context, s submission, result *Submitted, c
 		if s.marker.Key == "" || time.Since(start) >= c.lookupLimit/2 {
 			since = result.SubmittedAt
 		}
-		image, by, candidates, err := c.findCreated(limited, s.marker, s.name, since)
+		look := limited
+		if attempt == 1 {
+			look = ctx // one whole look, however short the limit and slow the answer
+		}
+		image, by, candidates, err := c.findCreated(look, s.marker, s.name, since)
 		switch {
 		case image != nil:
 			return result.recovered(image, by), nil
 		case len(candidates) > 0:
 			return nil, s.ambiguous(result, cause, 0, candidates, nil)
-		case limited.Err() == nil:
+		case look.Err() == nil:
 			lookupErr = err
 		}
-		if err != nil && limited.Err() == nil && !KindOf(err).Temporary() {
+		if err != nil && look.Err() == nil && !KindOf(err).Temporary() {
 			return nil, s.ambiguous(result, cause, 0, nil, err)
 		}
 		c.onRetry(RetryEvent{Op: "look for the image of the lost answer", Attempt: attempt, Delay: c.lookupInterval, Err: cause})

@@ -167,6 +167,18 @@ func TestSubmitWithoutToken(t *testing.T) {
 	}
 }
 
+// The image is looked for once at least: a slow machine or a short limit must not lose it.
+func TestRecoverLooksOnce(t *testing.T) {
+	f := newFake(t, map[string][]reply{
+		"POST " + oldImport: {status(504, "")},
+		"GET " + listPath:   {images(anImage("i-1", "web-01", "", "run=a1b2"))},
+	})
+	got, err := newTestClient(t, f, func(o *Options) { o.LookupLimit = time.Nanosecond }).QuickImport(background(), systemDisk(), GenAuto)
+	if err != nil || got.ImageID != "i-1" || got.RecoveredBy != "tag" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
 // Time is virtual here: the tag alone is believed in the first half of the time, then the name too.
 func TestRecoverByName(t *testing.T) {
 	at := func(start time.Time, d time.Duration) string { return start.Add(d).UTC().Format(time.RFC3339) }
