@@ -84,6 +84,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("DOCS", filepath.Join(filepath.Dir(disks), "docs"))
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("IMSPREP_METADATA_ENDPOINT", "off") // the machine may be a server of a real cloud
+			env.Values[lineKey{}] = &line{}
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -100,6 +101,7 @@ func TestScripts(t *testing.T) {
 			"cloud":      cmdCloud,
 			"exits":      cmdExits,
 			"interrupt":  cmdInterrupt,
+			"stall":      cmdStall,
 			"nojournals": cmdNoJournals,
 			"damage":     cmdDamage,
 			"contains":   cmdContains,
