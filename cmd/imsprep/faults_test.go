@@ -148,7 +148,7 @@ func (f *faulty) imsprep(args ...string) ended {
 	code := run(args, streams{out: &stdout, err: &stderr, lookFor: 2 * time.Second,
 		lookup: func(name string) (string, bool) { v, ok := f.env[name]; return v, ok },
 		store: func(o *obs.Options) {
-			o.BackoffBase, o.BackoffCap, o.MaxAttempts = time.Millisecond, 20*time.Millisecond, 6
+			o.BackoffBase, o.BackoffCap, o.MaxAttempts, o.Outage = time.Millisecond, 20*time.Millisecond, 6, 0
 			if f.tune != nil {
 				f.tune(o)
 			}
@@ -296,6 +296,16 @@ func (f *faulty) inject(fault obstest.Fault) *obstest.Injected {
 	return in
 }
 
+// faultFormats are those that a test goes through: both, and one of them under the race detector.
+func faultFormats(t *testing.T) []string {
+	formats := []string{formatRAW, formatZVHD2}
+	if raceEnabled {
+		i := len(t.Name()) % 2
+		return formats[i : i+1]
+	}
+	return formats
+}
+
 // uploadOps are the requests of an upload of the disk as RAW.
 var uploadOps = []obstest.Op{obstest.OpHeadBucket, obstest.OpHeadObject, obstest.OpInitiate, obstest.OpPutObject, obstest.OpUploadPart,
 	obstest.OpCopyPart, obstest.OpListParts, obstest.OpComplete, obstest.OpDelete}
@@ -303,7 +313,7 @@ var uploadOps = []obstest.Op{obstest.OpHeadBucket, obstest.OpHeadObject, obstest
 // passing sends a disk in both formats while faults happen, each to every one of its requests, twice.
 func passing(t *testing.T, ops []obstest.Op, faults []obstest.Fault, more ...func(*faulty)) {
 	t.Helper()
-	for _, format := range []string{formatRAW, formatZVHD2} {
+	for _, format := range faultFormats(t) {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
 			f := newFaulty(t, format)
@@ -366,7 +376,7 @@ func TestFaultConnectionRefused(t *testing.T) {
 		}})
 		return c
 	}
-	for _, format := range []string{formatRAW, formatZVHD2} {
+	for _, format := range faultFormats(t) {
 		t.Run(format+" in the middle", func(t *testing.T) {
 			t.Parallel()
 			f := newFaulty(t, format)
@@ -380,6 +390,26 @@ func TestFaultConnectionRefused(t *testing.T) {
 			f.arrives()
 			if c.n.Load() < 3 {
 				t.Errorf("refused %d times", c.n.Load())
+			}
+		})
+		t.Run(format+" for longer than all attempts", func(t *testing.T) {
+			t.Parallel()
+			f := newFaulty(t, format)
+			f.args = []string{"--parallel", "1"}
+			interrupt(f, func(n int64) {
+				if n == 8 {
+					if err := f.proxy.Up(); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			patient := f.tune
+			f.tune = func(o *obs.Options) {
+				patient(o)
+				o.MaxAttempts, o.Outage = 3, 10*time.Minute
+			}
+			if e := f.arrives(); strings.Count(e.said, "no answer from the store, waiting for it for up to 10m0s: ") != 1 {
+				t.Errorf("it says %s", e.said)
 			}
 		})
 		t.Run(format+" for good", func(t *testing.T) {
@@ -686,7 +716,7 @@ func TestFaultExpiredToken(t *testing.T) {
 		delete(f.env, "HW_ACCESS_KEY")
 		delete(f.env, "HW_SECRET_KEY")
 	}
-	for _, format := range []string{formatRAW, formatZVHD2} {
+	for _, format := range faultFormats(t) {
 		t.Run(format+" new keys", func(t *testing.T) {
 			t.Parallel()
 			f := newFaulty(t, format)
@@ -733,7 +763,7 @@ func TestFaultExpiredToken(t *testing.T) {
 
 func TestFaultNoSuchUpload(t *testing.T) {
 	t.Parallel()
-	for _, format := range []string{formatRAW, formatZVHD2} {
+	for _, format := range faultFormats(t) {
 		for _, op := range []obstest.Op{obstest.OpUploadPart, obstest.OpListParts, obstest.OpComplete} {
 			t.Run(format+" "+string(op), func(t *testing.T) {
 				t.Parallel()
@@ -814,7 +844,7 @@ func TestFaultErrorInCompleteAnswer(t *testing.T) {
 // TestFaultLostCompleteAnswer: the object is there, the answer isn't, and the upload's id is worth nothing any more.
 func TestFaultLostCompleteAnswer(t *testing.T) {
 	t.Parallel()
-	for _, format := range []string{formatRAW, formatZVHD2} {
+	for _, format := range faultFormats(t) {
 		ours := func(f *faulty) func(*obstest.Request) bool {
 			return func(q *obstest.Request) bool { return q.Key == f.key }
 		}
@@ -1006,7 +1036,7 @@ func TestFaultDNS(t *testing.T) {
 // TestFaultLostBeginAnswer: an upload was begun, and nobody knows its id.
 func TestFaultLostBeginAnswer(t *testing.T) {
 	t.Parallel()
-	for _, format := range []string{formatRAW, formatZVHD2} {
+	for _, format := range faultFormats(t) {
 		for _, do := range []obstest.Action{obstest.Lose, obstest.CutAnswer} {
 			t.Run(fmt.Sprintf("%s %d", format, do), func(t *testing.T) {
 				t.Parallel()
@@ -1036,7 +1066,7 @@ func TestFaultsDuringImport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n, format := range []string{formatRAW, formatZVHD2} {
+	for n, format := range faultFormats(t) {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
 			proxy, err := obstest.NewProxy(cloud["IMSPREP_OBS_ENDPOINT"])

@@ -13,7 +13,11 @@ import (
 // a cap, and at least what the server asked for, up to the cap.
 func TestBackoffHasFullJitter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &Client{o: Options{BackoffBase: 500 * time.Millisecond, BackoffCap: 30 * time.Second}}
+		c, err := New(Options{Endpoint: "127.0.0.1:1", Region: "r", Credentials: StaticCredentials(Credentials{}),
+			BackoffBase: 500 * time.Millisecond, BackoffCap: 30 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
 		waited := func(n int, e *Error) time.Duration {
 			begin := time.Now()
 			if err := c.backoff(context.Background(), n, e); err != nil {

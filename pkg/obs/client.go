@@ -72,6 +72,10 @@ type Options struct {
 	LimitRate int64
 	// MaxAttempts is how often a request is tried in all. 0 is DefaultMaxAttempts.
 	MaxAttempts int
+	// Outage is how long parts and all else of an upload that has begun, and the rest of an object that is being
+	// read, are asked for when no answer comes at all, beyond MaxAttempts: a line that is down comes back. 0 is
+	// not at all.
+	Outage time.Duration
 	// BackoffBase and BackoffCap shape the wait before attempt n+1: evenly distributed from 0 to
 	// min(BackoffCap, BackoffBase × 2^(n-1)). 0 is the default of each.
 	BackoffBase, BackoffCap time.Duration
@@ -117,7 +121,7 @@ func New(o Options) (*Client, error) {
 	if o.Credentials == nil {
 		return nil, bad("no credentials")
 	}
-	if o.IdleTimeout < 0 || o.MaxAttempts < 0 || o.BackoffBase < 0 || o.BackoffCap < 0 {
+	if o.IdleTimeout < 0 || o.MaxAttempts < 0 || o.Outage < 0 || o.BackoffBase < 0 || o.BackoffCap < 0 {
 		return nil, bad("a limit is negative")
 	}
 	setDefault(&o.IdleTimeout, DefaultIdleTimeout)
@@ -260,8 +264,10 @@ type target struct {
 	bucket, key string
 	part        int
 	offset      int64
-	idleFactor  int // 0 = 1
-	attempts    int // 0 = the client's MaxAttempts
+	idleFactor  int           // 0 = 1
+	attempts    int           // 0 = the client's MaxAttempts
+	outage      time.Duration // see Options.Outage
+	silence     func(*Error)  // hears of failures during one; may be nil
 	stats       *stats
 	// before and after bracket every attempt, for the limiter.
 	before func(ctx context.Context) (after func(*Error), err error)
@@ -277,6 +283,7 @@ func (c *Client) call(ctx context.Context, t target, fn func(ctx context.Context
 		attempts = c.o.MaxAttempts
 	}
 	var keys refresh
+	p := patience{attempts: attempts, outage: t.outage}
 	for n := 1; ; n++ {
 		e, again := c.attempt(ctx, t, fn)
 		if e == nil {
@@ -284,7 +291,7 @@ func (c *Client) call(ctx context.Context, t target, fn func(ctx context.Context
 		}
 		e.Attempts = n
 		switch {
-		case ctx.Err() != nil || n >= attempts:
+		case ctx.Err() != nil || p.ended(n, e, time.Now()):
 			return e
 		case again:
 		case keys.again(e):
@@ -293,6 +300,9 @@ func (c *Client) call(ctx context.Context, t target, fn func(ctx context.Context
 		}
 		if t.stats != nil {
 			t.stats.retries.Add(1)
+		}
+		if n >= attempts && t.silence != nil {
+			t.silence(e)
 		}
 		if err := c.backoff(ctx, n, e); err != nil {
 			e = c.explain(t, err, nil)

@@ -69,6 +69,7 @@ type multipart struct {
 
 	stats stats
 	wire  atomic.Int64
+	told  atomic.Bool // of an outage
 
 	remembering sync.Mutex // held while the caller's journal is told
 
@@ -453,7 +454,8 @@ func (m *multipart) complete(ctx context.Context, key, id string, parts []partDo
 	}
 	t := m.target("complete upload", key)
 	t.idleFactor = serverWork
-	t.attempts = 1
+	t.attempts, t.outage = 1, 0 // they are counted here
+	p := patience{attempts: m.c.o.MaxAttempts, outage: m.c.o.Outage}
 	var keys refresh
 	for n := 1; ; n++ {
 		var etag string
@@ -489,7 +491,7 @@ func (m *multipart) complete(ctx context.Context, key, id string, parts []partDo
 		default:
 			return "", e
 		}
-		if n >= m.c.o.MaxAttempts {
+		if p.ended(n, e, time.Now()) {
 			return "", e
 		}
 		m.stats.retries.Add(1)
@@ -592,12 +594,12 @@ func (m *multipart) clear(ctx context.Context, drop []UploadInfo, keys, sweep []
 // brief is the target of cleaning up, which is tried less often.
 func (m *multipart) brief(key string) target {
 	t := m.target("", key)
-	t.attempts = min(m.c.o.MaxAttempts, 5)
+	t.attempts, t.outage = min(m.c.o.MaxAttempts, 5), 0
 	return t
 }
 
 func (m *multipart) target(op, key string) target {
-	return target{op: op, bucket: m.bucket, key: key, stats: &m.stats}
+	return target{op: op, bucket: m.bucket, key: key, stats: &m.stats, outage: m.c.o.Outage, silence: m.silence}
 }
 
 func (m *multipart) metadata() map[string]string {
@@ -637,6 +639,7 @@ func (m *multipart) record(number int, d partDone) {
 	}
 	m.done[number-1] = d
 	m.mu.Unlock()
+	m.told.Store(false)
 	m.report(func(ev *UploadEvent) {
 		ev.Done += d.size
 		ev.Parts++

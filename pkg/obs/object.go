@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 )
@@ -61,6 +62,7 @@ func (r *ObjectReader) ReadAt(ctx context.Context, p []byte, off int64) (int, er
 	}
 	rr := r.c.rangeOf(ctx, r.bucket, r.key, off, int64(len(p)))
 	rr.etag = r.info.ETag
+	rr.t.outage, rr.patience.outage = r.c.o.Outage, r.c.o.Outage
 	defer rr.Close()
 	n, err := io.ReadFull(rr, p)
 	if err != nil {
@@ -186,12 +188,14 @@ type rangeReader struct {
 	body      io.ReadCloser      // nil when none is open
 	drop      context.CancelFunc // ends the request of body
 	failed    int                // answers in a row that brought nothing
+	patience  patience
 	err       error
 }
 
 func (c *Client) rangeOf(ctx context.Context, bucket, key string, off, n int64) *rangeReader {
 	ctx, cancel := context.WithCancel(ctx)
-	return &rangeReader{c: c, t: target{op: "read object", bucket: bucket, key: key}, ctx: ctx, cancel: cancel, off: off, left: n}
+	return &rangeReader{c: c, t: target{op: "read object", bucket: bucket, key: key}, ctx: ctx, cancel: cancel, off: off, left: n,
+		patience: patience{attempts: c.o.MaxAttempts}}
 }
 
 // open asks for what is left.
@@ -272,7 +276,7 @@ func (r *rangeReader) again(err error) error {
 	r.failed++
 	e := r.c.explain(r.t, err, nil)
 	e.Attempts = r.failed
-	if e.Kind != KindTransient || r.failed >= r.c.o.MaxAttempts {
+	if e.Kind != KindTransient || r.patience.ended(r.failed, e, time.Now()) {
 		return e
 	}
 	if err := r.c.backoff(r.ctx, r.failed, e); err != nil {

@@ -455,7 +455,7 @@ func (r *run) noted(note string) bool {
 	if anew {
 		r.anew.Store(true)
 	}
-	if !anew && !strings.HasPrefix(note, "nothing more is copied") {
+	if !anew && !strings.HasPrefix(note, "nothing more is copied") && !strings.HasPrefix(note, "no answer from the store") {
 		return false
 	}
 	r.warn(note)

@@ -339,6 +339,10 @@ func (s *Settings) IMSClient() (*ims.Client, error) {
 	return client, nil
 }
 
+// outage is how long a line may be down during an upload: long enough for a router that starts anew, short
+// enough that whoever waits for the exit code hears of it.
+const outage = 10 * time.Minute
+
 // OBSClient makes the object storage client. Object storage takes no tokens: with token
 // authentication temporary keys are fetched through the IMS client's IAM and renewed before they end.
 func (s *Settings) OBSClient(i *ims.Client) (*obs.Client, error) {
@@ -362,6 +366,7 @@ func (s *Settings) OBSClient(i *ims.Client) (*obs.Client, error) {
 		Logger:    s.sources.Logger,
 		OnRetry:   s.sources.OnObjectRetry,
 		UserAgent: s.sources.UserAgent,
+		Outage:    outage,
 	}
 	if s.sources.Store != nil {
 		s.sources.Store(&o)
