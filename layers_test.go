@@ -68,6 +68,22 @@ var ofTheProcess = map[string][]string{
 	"syscall":  {"Environ", "Exit", "Getenv", "Setenv", "Stderr", "Stdin", "Stdout"},
 }
 
+// TestDesignNamesEveryFolder: the table of docs/design.md is that of the layers.
+func TestDesignNamesEveryFolder(t *testing.T) {
+	design, err := os.ReadFile("docs/design.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range layers {
+		if _, err := os.Stat(l.folder); err != nil || strings.HasPrefix(l.folder, "scripts/") {
+			continue // a pattern, or planned; scripts have one row
+		}
+		if !strings.Contains(string(design), "| `"+l.folder+"` |") {
+			t.Errorf("docs/design.md has no row for %s", l.folder)
+		}
+	}
+}
+
 // TestRepositoryRules applies the rules to every Go file of the repository,
 // cmd/localcloud, which is a module of its own, included.
 func TestRepositoryRules(t *testing.T) {
