@@ -72,7 +72,7 @@ carries its bitmap itself.`,
 	fl.BoolVar(&f.sha256, "sha256", false, "compute the plain SHA-256 of the disk, too: reads it a second time, front to back, beside the conversion")
 	fl.BoolVar(&f.overwrite, "overwrite", false, "replace DST and its bitmap if they exist")
 	fl.BoolVar(&f.noSync, "no-sync", false, "don't wait until the file is on the disk; the system writes it in its own time")
-	fl.IntVar(&f.workers, "parallel", 0, "chunks in flight (default: one a processor)")
+	fl.IntVar(&f.workers, "concurrency", 0, "chunks in flight (default: one a processor)")
 	return cmd
 }
 
@@ -106,7 +106,7 @@ func (a *app) runConvert(ctx context.Context, src, dst string, f *convertFlags) 
 	case f.level < 0 || f.level > 22:
 		return usagef("--compression-level %d: it is 1 to 22", f.level)
 	case f.workers < 0 || f.workers > maxParallel:
-		return usagef("--parallel %d: it is 1 to %d, or 0 for one a processor", f.workers, maxParallel)
+		return usagef("--concurrency %d: it is 1 to %d, or 0 for one a processor", f.workers, maxParallel)
 	}
 	layout, err := a.sources().LookupLayout(f.layout)
 	if err != nil {

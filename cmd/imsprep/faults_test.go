@@ -415,7 +415,7 @@ func TestFaultConnectionRefused(t *testing.T) {
 		t.Run(format+" for good", func(t *testing.T) {
 			t.Parallel()
 			f := newFaulty(t, format)
-			f.args = []string{"--parallel", "1"}
+			f.args = []string{"--concurrency", "1"}
 			c := interrupt(f, func(int64) {})
 			f.ends(exitTransient, "connection refused", "after 12 attempts", "run the same command again")
 			if c.n.Load() < 11 {
@@ -439,7 +439,7 @@ func TestFaultReset(t *testing.T) {
 		t.Parallel()
 		f := newFaulty(t, formatRAW)
 		f.inject(obstest.Fault{Op: obstest.OpUploadPart, Do: obstest.Reset, After: 2})
-		f.args = []string{"--parallel", "1"}
+		f.args = []string{"--concurrency", "1"}
 		if e := f.pauses(exitTransient, "upload part", "after 6 attempts", "run the same command again"); e.result.PartsResumed < 2 {
 			t.Errorf("%d parts were resumed", e.result.PartsResumed)
 		}
@@ -474,7 +474,7 @@ func TestFaultStalled(t *testing.T) {
 		t.Parallel()
 		f := newFaulty(t, formatRAW)
 		f.tune = func(o *obs.Options) { o.IdleTimeout, o.MaxAttempts = limit, 3 }
-		f.args = []string{"--parallel", "1"}
+		f.args = []string{"--concurrency", "1"}
 		f.inject(obstest.Fault{Op: obstest.OpUploadPart, Do: obstest.StallBody, After: 1})
 		f.pauses(exitTransient, "no bytes moved for 400ms", "after 3 attempts")
 	})
@@ -745,7 +745,7 @@ func TestFaultExpiredToken(t *testing.T) {
 	t.Run("new keys that aren't taken either", func(t *testing.T) {
 		t.Parallel()
 		f := newFaulty(t, formatRAW)
-		f.args = []string{"--parallel", "1"}
+		f.args = []string{"--concurrency", "1"}
 		asUser(f)
 		refused := f.inject(expired)
 		f.pauses(exitAuth, "HTTP 403 ExpiredToken", "after 2 attempts", "get new ones and run the same command again")
@@ -897,7 +897,7 @@ func TestFaultLaggingPartList(t *testing.T) {
 	t.Run("when it is resumed", func(t *testing.T) {
 		t.Parallel()
 		f := newFaulty(t, formatRAW)
-		f.args = []string{"--parallel", "1"}
+		f.args = []string{"--concurrency", "1"}
 		f.inject(obstest.Fault{Op: obstest.OpUploadPart, Do: obstest.Reset, After: 2})
 		f.ends(exitTransient)
 		f.proxy.ClearFaults()

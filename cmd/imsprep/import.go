@@ -23,7 +23,7 @@ type uploadFlags struct {
 	zeroCopy          string
 	keepZeros         bool
 	partSize          byteSize
-	workers           int
+	line              lineFlags
 	overwrite         bool
 	format            string
 	level             int
@@ -44,7 +44,7 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	f.StringVar(&u.zeroCopy, "zero-copy", "auto", "make zero parts by copying on the server: auto, on, off")
 	f.BoolVar(&u.keepZeros, "keep-zeros", false, "leave the object of zeros that is copied from in the bucket, under imsprep-zeros/, for the next uploads")
 	f.Var(&u.partSize, "part-size", "size of a data part, such as 16MiB (default: the smallest that fits 10,000 parts, from 16MiB)")
-	f.IntVar(&u.workers, "parallel", 0, "parts in flight (default: what fits 256 MiB of memory, 4 at most)")
+	u.line.add(cmd, "parts that are sent")
 	f.BoolVar(&u.overwrite, "overwrite", false, "replace an object of the same key")
 	f.StringVar(&u.format, "format", string(pipeline.FormatAuto), "what the object is: auto, raw, zvhd2; auto goes by the key's ending, else it is raw where its bitmap's layout is confirmed, else zvhd2")
 	f.IntVar(&u.level, "compression-level", 0, "of ZVHD2: 1 (fast) to 22 (small) (default: 3)")
@@ -84,8 +84,9 @@ func (u *uploadFlags) apply(a *app, r *pipeline.Request) (err error) {
 	default:
 		return usagef("--zero-copy %q: it is one of auto, on, off", u.zeroCopy)
 	}
-	if u.workers < 0 {
-		return usagef("--parallel %d: it can't be negative", u.workers)
+	l, err := a.line(&u.line)
+	if err != nil {
+		return err
 	}
 	r.Format = pipeline.Format(u.format)
 	switch r.Format {
@@ -112,7 +113,8 @@ func (u *uploadFlags) apply(a *app, r *pipeline.Request) (err error) {
 			r.StateDir = a.sources().StateDir(u.stateDir)
 		}
 	}
-	r.ZeroCopy, r.PartSize, r.Workers = mode, int64(u.partSize), u.workers
+	r.ZeroCopy, r.PartSize = mode, int64(u.partSize)
+	r.MinWorkers, r.Workers = l.low, l.high
 	r.Overwrite, r.AcceptUnconfirmed = u.overwrite, u.acceptUnconfirmed
 	r.Layout, err = a.sources().LookupLayout(u.layout)
 	return err
@@ -375,8 +377,8 @@ func (a *app) runImport(ctx context.Context, src string, f *importFlags) error {
 		_, err = fmt.Fprintln(a.out, first(res.JobID, res.ImageID))
 		return err
 	}
-	a.say("image %s (%s) is %s: sent %s for %s of data in a disk of %s", res.ImageID, res.Name, res.Status,
-		size(res.Upload.BytesSent), size(res.Upload.DataBytes), size(res.Upload.VirtualSize))
+	a.say("image %s (%s) is %s: sent %s for %s of data in a disk of %s%s", res.ImageID, res.Name, res.Status,
+		size(res.Upload.BytesSent), size(res.Upload.DataBytes), size(res.Upload.VirtualSize), usage(res.Upload.Concurrency))
 	_, err = fmt.Fprintln(a.out, res.ImageID)
 	return err
 }

@@ -18,6 +18,9 @@ type planReport struct {
 	Details *planPartsDetails `json:"parts,omitempty"`
 	Image   *planImage        `json:"image,omitempty"`
 
+	Concurrency *planBounds `json:"concurrency,omitempty"`
+	LimitRate   int64       `json:"limit_rate,omitempty"` // bytes a second
+
 	Warnings []string `json:"warnings,omitempty"`
 }
 
@@ -35,7 +38,22 @@ type planTarget struct {
 type planPartsDetails struct {
 	PartSize  int64 `json:"part_size"`  // bytes, of data parts
 	BlockSize int64 `json:"block_size"` // bytes; divides the parts' offsets
-	Parallel  int   `json:"parallel"`
+}
+
+// planBounds are how many parts are sent at the same time.
+type planBounds struct {
+	Min int `json:"min"`
+	Max int `json:"max"`
+}
+
+func (b *planBounds) String() string {
+	switch {
+	case b.Min < b.Max:
+		return fmt.Sprintf("%d to %d at a time, as the line carries", b.Min, b.Max)
+	case b.Max == 1:
+		return "one after another"
+	}
+	return fmt.Sprintf("%d at a time", b.Max)
 }
 
 type planImage struct {
@@ -78,9 +96,13 @@ func (a *app) printPlan(p *pipeline.Plan) error {
 	if p.Parts != nil {
 		summary := p.Parts.Summary()
 		r.Upload = &summary
-		r.Details = &planPartsDetails{PartSize: p.Parts.PartSize, BlockSize: p.Parts.BlockSize, Parallel: p.Parts.Workers}
+		r.Details = &planPartsDetails{PartSize: p.Parts.PartSize, BlockSize: p.Parts.BlockSize}
 	} else if !p.Direct() {
 		r.Target.MaxSize = convert.MaxZVHD2Size(r.Source.MappedSize)
+	}
+	if low, high := p.Concurrency(); high > 0 {
+		high = min(high, obs.MaxStreams(a.limitRate))
+		r.Concurrency, r.LimitRate = &planBounds{min(low, high), high}, a.limitRate
 	}
 	if img := p.Request.Image; img.Name != "" {
 		r.Image = &planImage{Name: img.Name, OSVersion: img.OSVersion, Type: img.Type, MinDisk: img.MinDisk,
@@ -108,16 +130,22 @@ func (a *app) printPlan(p *pipeline.Plan) error {
 	if u := r.Upload; u != nil {
 		fields = append(fields,
 			field{"data / floor / sent", fmt.Sprintf("%s / %s / %s", size(u.DataBytes), size(u.FloorBytes), size(u.PartBytes))},
-			field{"to send", fmt.Sprintf("at most %s, in parts of up to %s, %d at a time", size(u.BytesToSend), size(r.Details.PartSize), r.Details.Parallel)},
+			field{"to send", fmt.Sprintf("at most %s, in parts of up to %s", size(u.BytesToSend), size(r.Details.PartSize))},
 			field{"to copy", fmt.Sprintf("%s of zeros made on the server", size(u.BytesToCopy))},
 			field{"parts", partCounts(u)},
 			field{"requests", fmt.Sprintf("about %d", u.Requests)},
-			field{"memory", fmt.Sprintf("%s in part buffers", size(u.Memory))},
+			field{"memory", fmt.Sprintf("at most %s in part buffers", size(u.Memory))},
 		)
 	} else if p.Direct() {
 		fields = append(fields, field{"to send", size(r.Target.MaxSize)})
 	} else {
 		fields = append(fields, field{"to send", fmt.Sprintf("what the data compresses to, at most %s", size(r.Target.MaxSize))})
+	}
+	if r.Concurrency != nil {
+		fields = append(fields, field{"concurrency", r.Concurrency.String()})
+	}
+	if r.LimitRate > 0 {
+		fields = append(fields, field{"rate", fmt.Sprintf("at most %s a second", size(r.LimitRate))})
 	}
 	if r.Image != nil {
 		fields = append(fields, field{"image", r.Image.Name}, field{"os version", r.Image.OSVersion}, field{"min disk", fmt.Sprintf("%d GB", r.Image.MinDisk)})

@@ -37,6 +37,7 @@ type app struct {
 	printed   bool              // the result's document is out
 	usageHint string            // the command whose help answers a usage error
 	jobTitle  string            // what is said of the job that is waited for; "" = it imports
+	limitRate int64             // bytes a second of the stores' clients, 0 for no limit
 	fixedKeys bool              // the keys are temporary, and can't be renewed during the run
 	onRetry   func(note string) // told instead of view
 

@@ -29,7 +29,7 @@ func (a *app) sources() *settings.Sources {
 		OnSecret:      a.secrets.add,
 		OnObjectRetry: func(e obs.RetryEvent) { a.metrics.retried("obs", e.Delay) },
 		LookFor:       a.lookFor,
-		Store:         a.store,
+		Store:         a.limitStore,
 	}
 }
 

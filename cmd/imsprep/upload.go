@@ -100,6 +100,7 @@ func (a *app) runUpload(ctx context.Context, src, target string, sf *sourceFlags
 	if a.flags.json {
 		return a.printJSON(res)
 	}
+	a.say("sent %s for %s of data in a disk of %s%s", size(res.BytesSent), size(res.DataBytes), size(res.VirtualSize), usage(res.Concurrency))
 	_, err = fmt.Fprintf(a.out, "obs://%s/%s\n", res.Bucket, res.Key)
 	return err
 }

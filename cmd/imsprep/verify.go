@@ -17,7 +17,7 @@ type verifyFlags struct {
 	sourceFlags
 	layout   string
 	dataOnly bool
-	workers  int
+	line     lineFlags
 }
 
 func (a *app) verifyCommand() *cobra.Command {
@@ -47,18 +47,19 @@ Without SRC at hand, compare content_digest of --json with the result of the upl
 	fl := cmd.Flags()
 	fl.StringVar(&f.layout, "bitmap-layout", bitmap.DefaultLayout, "layout of the bitmap beside the object: "+strings.Join(layoutNames(), ", "))
 	fl.BoolVar(&f.dataOnly, "data-only", false, "don't download what SRC knows to be zeros; whether the object has zeros there stays unknown")
-	fl.IntVar(&f.workers, "concurrency", 0, "ranges read at the same time, 4 MiB each (default: 8)")
+	f.line.add(cmd, "ranges of 4 MiB that are read")
 	return cmd
 }
 
 func (a *app) runVerify(ctx context.Context, src, target string, f *verifyFlags) error {
-	r := pipeline.VerifyRequest{Source: src, DataOnly: f.dataOnly, Workers: f.workers}
-	var err error
-	if r.Bucket, r.Key, err = parseObject(target); err != nil {
+	r := pipeline.VerifyRequest{Source: src, DataOnly: f.dataOnly}
+	l, err := a.line(&f.line)
+	if err != nil {
 		return err
 	}
-	if f.workers < 0 || f.workers > maxParallel {
-		return usagef("--concurrency %d: it is 1 to %d", f.workers, maxParallel)
+	r.MinWorkers, r.Workers = l.low, l.high
+	if r.Bucket, r.Key, err = parseObject(target); err != nil {
+		return err
 	}
 	if r.Layout, err = a.sources().LookupLayout(f.layout); err != nil {
 		return err
@@ -107,7 +108,7 @@ func (a *app) runVerify(ctx context.Context, src, target string, f *verifyFlags)
 	if res.Bitmap != nil {
 		bitmapToo = ", and its bitmap fits"
 	}
-	a.say("%s compared, %s downloaded%s", size(res.Compared), size(res.Downloaded), bitmapToo)
+	a.say("%s compared, %s downloaded%s%s", size(res.Compared), size(res.Downloaded), bitmapToo, usage(&res.Concurrency))
 	_, err = fmt.Fprintln(a.out, what)
 	return err
 }

@@ -96,11 +96,7 @@ func (l *limiter) release(t ticket, o outcome) {
 	l.inUse--
 	switch o {
 	case outcomeThrottled:
-		if t.cuts == l.cuts {
-			l.cuts++
-			l.climber.throttled()
-			l.begin(true)
-		}
+		l.cut(t)
 	case outcomeGood:
 		level := l.climber.level
 		l.window.work += requestWork
@@ -111,6 +107,43 @@ func (l *limiter) release(t ticket, o outcome) {
 	case outcomeOther:
 	}
 	l.wake()
+}
+
+// cut halves the level for a request that the server asked to slow down.
+func (l *limiter) cut(t ticket) {
+	if t.cuts == l.cuts {
+		l.cuts++
+		l.climber.throttled()
+		l.begin(true)
+	}
+}
+
+// slow is release for a request that was throttled and goes on, after a while.
+func (l *limiter) slow(t ticket) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cut(t)
+}
+
+// enter is hold and acquire in one, and leave their ends, for what is not read ahead.
+func (l *limiter) enter(ctx context.Context) (ticket, error) {
+	if err := l.hold(ctx); err != nil {
+		return ticket{}, err
+	}
+	t, err := l.acquire(ctx)
+	if err != nil {
+		l.drop()
+	}
+	return t, err
+}
+
+func (l *limiter) leave(t ticket, good bool) {
+	o := outcomeOther
+	if good {
+		o = outcomeGood
+	}
+	l.release(t, o)
+	l.drop()
 }
 
 // hold waits until one part more may be held in memory, or for the end of ctx.
@@ -224,6 +257,9 @@ type ConcurrencyResult struct {
 }
 
 func (l *limiter) result() ConcurrencyResult {
+	if l == nil {
+		return ConcurrencyResult{}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return ConcurrencyResult{Min: l.climber.min, Max: l.climber.max, Reached: l.reached, Last: l.climber.base, Slowed: l.cuts}

@@ -19,6 +19,7 @@ type ObjectReader struct {
 	c           *Client
 	bucket, key string
 	info        ObjectInfo
+	lim         *limiter // nil for none
 }
 
 // Object looks at an object in order to read it.
@@ -33,6 +34,20 @@ func (c *Client) Object(ctx context.Context, bucket, key string) (*ObjectReader,
 	}
 	return &ObjectReader{c: c, bucket: bucket, key: key, info: info}, nil
 }
+
+// Adapt has up to high reads under way at the same time, and at least low, by what the line carries; more wait.
+// 0 are 1 and DefaultWorkers. It is called before the first read.
+func (r *ObjectReader) Adapt(low, high int) error {
+	if err := checkWorkers(&low, &high); err != nil {
+		return &Error{Op: "read object", Bucket: r.bucket, Key: r.key, Kind: KindInvalid, Message: err.Error()}
+	}
+	high = min(high, MaxStreams(r.c.o.LimitRate))
+	r.lim = newLimiter(r.c.now, low, high, high)
+	return nil
+}
+
+// Concurrency tells how many reads were under way at the same time, if Adapt was called.
+func (r *ObjectReader) Concurrency() ConcurrencyResult { return r.lim.result() }
 
 // Info returns what the server told of the object.
 func (r *ObjectReader) Info() ObjectInfo { return r.info }
@@ -64,11 +79,44 @@ func (r *ObjectReader) ReadAt(ctx context.Context, p []byte, off int64) (int, er
 	rr.etag = r.info.ETag
 	rr.t.outage, rr.patience.outage = r.c.o.Outage, r.c.o.Outage
 	defer rr.Close()
-	n, err := io.ReadFull(rr, p)
+	n, err := r.read(ctx, rr, p)
 	if err != nil {
 		return n, err
 	}
 	return n, end
+}
+
+// read fills p when it is its turn.
+func (r *ObjectReader) read(ctx context.Context, rr *rangeReader, p []byte) (int, error) {
+	if r.lim == nil {
+		return io.ReadFull(rr, p)
+	}
+	ticket, err := r.lim.enter(ctx)
+	if err != nil {
+		return 0, r.c.explain(rr.t, err, nil)
+	}
+	rr.t.before = func(context.Context) (func(*Error), error) {
+		return func(e *Error) {
+			if e != nil && e.throttled() {
+				r.lim.slow(ticket)
+			}
+		}, nil
+	}
+	n, err := io.ReadFull(countedReader{rr, r.lim}, p)
+	r.lim.leave(ticket, err == nil)
+	return n, err
+}
+
+// countedReader tells a limiter of the bytes that it reads.
+type countedReader struct {
+	io.Reader
+	lim *limiter
+}
+
+func (c countedReader) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.lim.moved(int64(n))
+	return n, err
 }
 
 // ReaderAt returns an io.ReaderAt that reads under ctx.

@@ -58,9 +58,10 @@ type Request struct {
 	ZeroCopy  obs.ZeroCopyMode
 	KeepZeros bool  // leave the zero object for other uploads
 	PartSize  int64 // bytes; 0 lets the plan decide
-	Workers   int   // parts in flight; 0 lets the plan decide
-	Memory    int64 // bytes of part buffers, see obs.PlanOptions.MemoryBudget; 0 is its default
-	Overwrite bool  // replace an object of the same key
+	// MinWorkers and Workers are how many parts are in flight at least and at most; 0 are the usual bounds.
+	MinWorkers, Workers int
+	Memory              int64 // bytes of part buffers, see obs.PlanOptions.MemoryBudget; 0 is its default
+	Overwrite           bool  // replace an object of the same key
 
 	// Reuse names a RAW object of an earlier upload; what hasn't changed since is copied from it.
 	Reuse ObjectName
@@ -128,6 +129,17 @@ func (p *Plan) Close() error {
 
 // Resumes tells whether an earlier run of the same request is gone on with.
 func (p *Plan) Resumes() bool { return p.resume != nil }
+
+// Concurrency is how many parts are sent at the same time at least and at most, 0 when none are.
+func (p *Plan) Concurrency() (low, high int) {
+	switch {
+	case p.choice.direct:
+		return 0, 0
+	case p.Parts != nil:
+		return p.Parts.MinWorkers, p.Parts.Workers
+	}
+	return max(p.Request.MinWorkers, 1), cmp.Or(p.Request.Workers, obs.DefaultWorkers)
+}
 
 // keys are the objects that the plan makes.
 func (p *Plan) keys() []string {
@@ -239,15 +251,23 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 			block, part = convert.DigestBlock, cmp.Or(r.PartSize, reusePartSize)
 		}
 		p.Parts, err = obs.NewPlan(p.Disk.Size(), obsExtents(ctx, p.Disk), obs.PlanOptions{
-			BlockSize: block,
-			PartSize:  part,
-			Workers:   r.Workers,
-			ZeroCopy:  r.ZeroCopy,
+			BlockSize:  block,
+			PartSize:   part,
+			Workers:    r.Workers,
+			MinWorkers: r.MinWorkers,
+			ZeroCopy:   r.ZeroCopy,
 
 			MemoryBudget: r.Memory,
 		})
 		if err != nil {
 			return nil, err
+		}
+		if got := p.Parts.Workers; got < r.Workers && got < len(p.Parts.Parts) {
+			w := fmt.Sprintf("%d parts at a time were asked for; as they have up to %d MiB, the memory has room for %d", r.Workers, p.Parts.Buffer>>20, got)
+			if p.Parts.PartSize > obs.MinPartSize {
+				w += ": a smaller --part-size allows for more"
+			}
+			p.Warnings = append(p.Warnings, w)
 		}
 	}
 	return p, nil

@@ -46,6 +46,10 @@ type UploadResult struct {
 	Requests      int `json:"requests"`
 	Retries       int `json:"retries"`
 
+	// Concurrency tells how many requests were under way at the same time; absent when the bucket had no part
+	// in it.
+	Concurrency *obs.ConcurrencyResult `json:"concurrency,omitempty"`
+
 	// PartsResumed and BytesResumed were there from an earlier run. They are of the object.
 	PartsResumed int   `json:"parts_resumed,omitempty"`
 	BytesResumed int64 `json:"bytes_resumed,omitempty"`
@@ -363,6 +367,7 @@ func (r *run) result(up *obs.UploadResult, stats convert.ScanStats) *UploadResul
 		PartsComposed: up.PartsComposed,
 		Requests:      up.Requests,
 		Retries:       up.Retries,
+		Concurrency:   &up.Concurrency,
 		PartsResumed:  up.PartsResumed,
 		BytesResumed:  up.BytesResumed,
 	}
@@ -497,6 +502,7 @@ func (r *run) sendZVHD2(ctx context.Context) (*UploadResult, error) {
 		OwnKey:         p.ownKey,
 		MaxSize:        convert.MaxZVHD2Size(total),
 		Workers:        p.Request.Workers,
+		MinWorkers:     p.Request.MinWorkers,
 		MemoryBudget:   p.Request.Memory,
 		RunID:          p.RunID,
 		BeforeComplete: r.beforeComplete,

@@ -4,6 +4,7 @@ package pipeline
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -23,10 +24,6 @@ import (
 // PhaseVerify is when an object is read back.
 const PhaseVerify Phase = "verify"
 
-// defaultReaders is how many ranges are read back at a time: an object store answers one request
-// slowly and many as fast as the line is.
-const defaultReaders = 8
-
 // maxBitmapFile bounds a bitmap that is read: one bit for each sector of 1 TiB.
 const maxBitmapFile = 256<<20 + 1<<20
 
@@ -41,7 +38,8 @@ type VerifyRequest struct {
 	// DataOnly doesn't read the object where the source is known to be zeros. What the object has there
 	// stays unknown.
 	DataOnly bool
-	Workers  int // ranges read at a time, 0 = 8
+	// MinWorkers and Workers are how many ranges are read at a time at least and at most; 0 are the usual bounds.
+	MinWorkers, Workers int
 }
 
 // VerifyResult is what comparing a disk with an object has found.
@@ -62,6 +60,8 @@ type VerifyResult struct {
 	Compared    int64             `json:"bytes_compared"`
 	LeftOut     int64             `json:"bytes_left_out"` // with DataOnly
 	Downloaded  int64             `json:"bytes_downloaded"`
+	// Concurrency tells how many ranges were read at the same time.
+	Concurrency obs.ConcurrencyResult `json:"concurrency"`
 	// ContentDigest is that of the disk in the object; absent with DataOnly and when sizes differ.
 	ContentDigest *convert.Digest `json:"content_digest,omitempty"`
 	Bitmap        *VerifiedBitmap `json:"bitmap,omitempty"`
@@ -163,9 +163,12 @@ func (plainObject) Extent(off, n int64) (image.Extent, error) {
 }
 
 // openObject opens the disk in an object, which ought to have size bytes, as it is now: if the object is
-// replaced, reading fails.
-func openObject(ctx context.Context, c *obs.Client, bucket, key string, size int64, zvhd2 bool) (*objectImage, error) {
+// replaced, reading fails. Up to high ranges are read at a time.
+func openObject(ctx context.Context, c *obs.Client, bucket, key string, size int64, zvhd2 bool, low, high int) (*objectImage, error) {
 	o, err := c.Object(ctx, bucket, key)
+	if err == nil {
+		err = o.Adapt(low, high)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +246,7 @@ func (i *Importer) Verify(ctx context.Context, r VerifyRequest) (*VerifyResult, 
 		return nil, err
 	}
 	defer disk.Close()
-	object, err := openObject(ctx, i.OBS, r.Bucket, r.Key, disk.Size(), format == FormatZVHD2)
+	object, err := openObject(ctx, i.OBS, r.Bucket, r.Key, disk.Size(), format == FormatZVHD2, r.MinWorkers, r.Workers)
 	if err != nil {
 		return nil, err
 	}
@@ -306,18 +309,14 @@ func (i *Importer) Verify(ctx context.Context, r VerifyRequest) (*VerifyResult, 
 		}
 		res.Equal = res.Equal && (res.Bitmap == nil || res.Bitmap.Unmarked == 0)
 	}
-	res.Downloaded = object.read.Load()
+	res.Downloaded, res.Concurrency = object.read.Load(), object.object.Concurrency()
 	res.Seconds = time.Since(start).Seconds()
 	ru.event(Event{Phase: PhaseVerify, State: StateDone, Unit: UnitBytes, Done: both, Total: both})
 	return res, nil
 }
 
-func readers(n int) int {
-	if n == 0 {
-		return defaultReaders
-	}
-	return n
-}
+// readers is how many ranges are held: as many as may be read, one after another too.
+func readers(most int) int { return cmp.Or(most, obs.DefaultWorkers) }
 
 // verifyFailed is an error while reading, after which nothing is known.
 func verifyFailed(ctx context.Context, err error) error {
@@ -370,7 +369,7 @@ func (r *run) readBack(ctx context.Context, res *UploadResult) error {
 		return r.afterUpload(ctx, PhaseVerify, err)
 	}
 	r.event(Event{Phase: PhaseVerify, State: StateStart, Unit: UnitBytes, Total: total})
-	object, err := openObject(ctx, r.OBS, res.Bucket, res.Key, total, r.plan.Parts == nil)
+	object, err := openObject(ctx, r.OBS, res.Bucket, res.Key, total, r.plan.Parts == nil, r.plan.Request.MinWorkers, r.plan.Request.Workers)
 	if err != nil {
 		return failed(err)
 	}
@@ -400,7 +399,7 @@ func (r *run) readBack(ctx context.Context, res *UploadResult) error {
 	}
 	s := convert.NewScanner(cut{object, total}, mark).WithDigest()
 	var done atomic.Int64
-	err = convert.Scan(ctx, s, convert.ScanOptions{Workers: readers(0), Progress: func(n int64) {
+	err = convert.Scan(ctx, s, convert.ScanOptions{Workers: readers(r.plan.Request.Workers), Progress: func(n int64) {
 		r.event(Event{Phase: PhaseVerify, State: StateProgress, Unit: UnitBytes, Done: done.Add(n), Total: total})
 	}}, nil)
 	if err != nil {

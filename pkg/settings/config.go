@@ -24,6 +24,9 @@ const maxConfig = 16 << 20
 type Config struct {
 	Version   int               `json:"version"` // 1
 	Confirmed []confirmedLayout `json:"confirmed_bitmap_layouts"`
+	// Concurrency and LimitRate are what the flags of these names are when nothing else says.
+	Concurrency string `json:"concurrency,omitempty"`
+	LimitRate   string `json:"limit_rate,omitempty"`
 }
 
 // confirmedLayout is a bitmap layout that a file of the vendor's own tool has confirmed.
