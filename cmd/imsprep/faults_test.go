@@ -395,7 +395,7 @@ func TestFaultConnectionRefused(t *testing.T) {
 		t.Run(format+" for longer than all attempts", func(t *testing.T) {
 			t.Parallel()
 			f := newFaulty(t, format)
-			f.args = []string{"--parallel", "1"}
+			f.args = []string{"--concurrency", "1"}
 			interrupt(f, func(n int64) {
 				if n == 8 {
 					if err := f.proxy.Up(); err != nil {
