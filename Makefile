@@ -13,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Modules of their own, for what they need has no place in the product: `./...` in the root does not
 # reach them.
-MODULES := . cmd/localcloud pkg/ims/sdktest pkg/metrics/promtest scripts/bench
+MODULES := . cmd/localcloud cmd/ociimage pkg/ims/sdktest pkg/metrics/promtest scripts/bench
 
 # mkfs.ext4 and sfdisk are outside the path of ordinary users on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -68,6 +68,10 @@ fuzz: setup ## run every fuzz target for FUZZTIME (10s)
 .PHONY: cross
 cross: ## build imsprep for linux, darwin and windows, amd64 and arm64, into bin/cross
 	@scripts/cross.sh $(BUILD)
+
+.PHONY: image
+image: ## build container images for linux, amd64 and arm64, into bin/image, without a daemon
+	@VERSION='$(VERSION)' scripts/image.sh $(BUILD)
 
 .PHONY: bench
 bench: build ## measure against qemu-img, nbdcopy, go-qcow2reader, s3cmd, rclone, zstd (BENCH_QUICK=1: a look)
