@@ -167,14 +167,14 @@ type (
 	podVolume struct {
 		Name                  string           `yaml:"name"`
 		ConfigMap             *named           `yaml:"configMap,omitempty"`
-		PersistentVolumeClaim *claim           `yaml:"persistentVolumeClaim,omitempty"`
+		PersistentVolumeClaim *volumeClaim     `yaml:"persistentVolumeClaim,omitempty"`
 		HostPath              *hostPath        `yaml:"hostPath,omitempty"`
 		EmptyDir              *map[string]bool `yaml:"emptyDir,omitempty"`
 	}
 	named struct {
 		Name string `yaml:"name"`
 	}
-	claim struct {
+	volumeClaim struct {
 		ClaimName string `yaml:"claimName"`
 		ReadOnly  bool   `yaml:"readOnly"`
 	}
@@ -254,7 +254,7 @@ func (p *Plan) Kubernetes(file []byte, o KubernetesOptions) ([]byte, error) {
 		name := fmt.Sprintf("disks-%d", n)
 		c.VolumeMounts = append(c.VolumeMounts, volumeMount{name, v.Mount, true})
 		if v.Claim != "" {
-			volumes = append(volumes, podVolume{Name: name, PersistentVolumeClaim: &claim{v.Claim, true}})
+			volumes = append(volumes, podVolume{Name: name, PersistentVolumeClaim: &volumeClaim{v.Claim, true}})
 		} else {
 			volumes = append(volumes, podVolume{Name: name, HostPath: &hostPath{v.HostPath, "Directory"}})
 		}
