@@ -11,12 +11,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imsprep/imsprep/pkg/pipeline"
 	"github.com/imsprep/imsprep/pkg/pipeline/batch"
 )
 
 func (a *app) batchCommand() *cobra.Command {
 	cmd := a.parentCommand("batch", "Import many disks by one plan",
-		a.batchPlanCommand(), a.batchRunCommand(), a.batchStatusCommand(), a.batchReportCommand(), a.batchSchemaCommand())
+		a.batchPlanCommand(), a.batchRunCommand(), a.batchStatusCommand(), a.batchReportCommand(), a.batchRenderCommand(), a.batchSchemaCommand())
 	cmd.GroupID = groupCloud
 	cmd.Long = `Batch imports many disks by a plan, which is a YAML file: "batch plan" looks at disks and proposes
 one, people edit it, and "batch run" carries it out within its limits. A run may be interrupted or
@@ -32,14 +33,14 @@ killed at any time; the same command goes on where it was. One failure never sto
 // batchFlags choose images of a plan, and where their states are.
 type batchFlags struct {
 	only, skip []string
-	stateDir   string
+	stateFlags
 }
 
 func (f *batchFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringArrayVar(&f.only, "only", nil, "only images whose name, or machine, matches the pattern, such as 'web-*' (repeatable)")
 	fl.StringArrayVar(&f.skip, "skip", nil, "not those that match (repeatable)")
-	fl.StringVar(&f.stateDir, "state-dir", "", "folder of journals and states (environment: IMSPREP_STATE_DIR)")
+	f.stateFlags.add(cmd)
 }
 
 // selection checks the patterns, and that each of them means something: one that doesn't is a slip.
@@ -76,13 +77,28 @@ func (f *batchFlags) selection(p *batch.Plan) (func(*batch.Image) bool, error) {
 	}, nil
 }
 
-// store is where the states of a plan's images are.
-func (a *app) batchStore(p *batch.Plan, flag string) (batch.Store, error) {
-	dir := a.sources().StateDir(flag)
-	if dir == "" {
-		return nil, usagef("there is no folder for the states of the images: give --state-dir")
+// batchStore is where the states of a plan's images are; place is nil for a folder of this machine.
+func (a *app) batchStore(p *batch.Plan, f *stateFlags) (store batch.Store, place *pipeline.StatePlace, err error) {
+	if place, err = f.place(a); err != nil {
+		return nil, nil, err
 	}
-	return batch.NewFileStore(dir, p.Key()), nil
+	if place != nil {
+		s, err := a.settings()
+		if err != nil {
+			return nil, nil, err
+		}
+		importer, err := a.importer(s, false)
+		if err != nil {
+			return nil, nil, err
+		}
+		store, err := batch.NewBucketStore(importer.OBS, *place, p)
+		return store, place, err
+	}
+	dir := a.sources().StateDir(f.stateDir)
+	if dir == "" {
+		return nil, nil, usagef("there is no folder for the states of the images: give --state-dir, or --state")
+	}
+	return batch.NewFileStore(dir, p.Key()), nil, nil
 }
 
 // loadPlan reads a plan file; what is wrong in it is the user's to mend.

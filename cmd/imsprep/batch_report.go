@@ -18,7 +18,7 @@ func (a *app) batchReportCommand() *cobra.Command {
 		Short: "Tell how a plan's images have ended, and what to do",
 		Long: `Report tells what became of each image of a plan: sizes, bytes sent, rates, times by phase, failures
 and what to do about them. It is printed as Markdown, or as --format says, or written to the folder of
---report-dir in all formats. It asks no cloud.`,
+--report-dir in all formats. It asks no cloud, but for the bucket of --state.`,
 		Example: `  imsprep batch report plan.yaml
   imsprep batch report plan.yaml --format html > report.html
   imsprep batch report plan.yaml --report-dir report`,
@@ -36,7 +36,7 @@ and what to do about them. It is printed as Markdown, or as --format says, or wr
 			if err != nil {
 				return err
 			}
-			store, err := a.batchStore(p, f.stateDir)
+			store, _, err := a.batchStore(p, &f.stateFlags)
 			if err != nil {
 				return err
 			}
@@ -70,6 +70,7 @@ and what to do about them. It is printed as Markdown, or as --format says, or wr
 			return usagef("--format %q: it is one of markdown, json, html", format)
 		},
 	}
+	a.cloudFlags(cmd)
 	f.add(cmd)
 	cmd.Flags().StringVar(&format, "format", "markdown", "markdown, json, html")
 	cmd.Flags().StringVar(&dir, "report-dir", "", "write report.html, report.md and report.json into this folder instead")

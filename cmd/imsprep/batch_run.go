@@ -20,6 +20,8 @@ type batchRunFlags struct {
 	dryRun    bool
 	reportDir string
 	poll      time.Duration
+	index     string
+	baseDir   string
 }
 
 func (a *app) batchRunCommand() *cobra.Command {
@@ -35,10 +37,18 @@ service) is tried again after a while; a disk that is refused, or a wrong value,
 Ctrl-C ends it cleanly; it may also be killed. Several runs of one plan share the work. At the end
 stands a table, with --json the report, and in the folder of --report-dir the report as a page, as
 Markdown and as JSON. The exit code is 0 when all is done, 8 when images failed or were refused, 130
-when the run was interrupted.`,
+when the run was interrupted.
+
+On a cluster each process imports one image, the one of --index, and a scheduler starts, limits and
+repeats them; with --state their states and journals are in a bucket, so that one on another machine goes on,
+and "batch status" and "batch report" with the same --state show them all. The exit code is then that of
+the image: 5, 7 and 130 are worth a retry.`,
 		Example: `  imsprep batch run plan.yaml --dry-run
   imsprep batch run plan.yaml --report-dir report
-  imsprep batch run plan.yaml --only 'web-*' --skip web-07`,
+  imsprep batch run plan.yaml --only 'web-*' --skip web-07
+
+  # one image, as a scheduler's task does it
+  imsprep batch run plan.yaml --index 17 --state obs://images/imsprep-state`,
 		Args: a.args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.usageHint = cmd.CommandPath()
@@ -50,6 +60,8 @@ when the run was interrupted.`,
 	fl := cmd.Flags()
 	fl.BoolVar(&f.dryRun, "dry-run", false, "open every disk and check everything, show what would be done, and stop")
 	fl.StringVar(&f.reportDir, "report-dir", "", "folder for report.html, report.md and report.json, written at the end")
+	fl.StringVar(&f.index, "index", indexAuto, "import one image, by its place in the plan from 0, or all; auto takes it from JOB_COMPLETION_INDEX, SLURM_ARRAY_TASK_ID or NOMAD_ALLOC_INDEX where that is set")
+	fl.StringVar(&f.baseDir, "base-dir", "", "folder that relative paths in the plan start from (default: the plan file's)")
 	fl.DurationVar(&f.poll, "poll", 0, "interval between questions after jobs (default: the plan's)")
 	return cmd
 }
@@ -64,7 +76,7 @@ func (a *app) batchRunner(p *batch.Plan, f *batchFlags, dryRun bool) (*batch.Run
 	if err != nil {
 		return nil, err
 	}
-	store, err := a.batchStore(p, f.stateDir)
+	store, place, err := a.batchStore(p, &f.stateFlags)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +87,7 @@ func (a *app) batchRunner(p *batch.Plan, f *batchFlags, dryRun bool) (*batch.Run
 	return &batch.Runner{
 		Plan: p, Importer: *importer, Store: store, Select: selected, Layout: a.sources().LookupLayout, Worker: worker(),
 		Base: pipeline.Request{
-			StateDir: a.sources().StateDir(f.stateDir), Bucket: s.Bucket, ConfirmedLayouts: s.Confirmed,
+			StateDir: a.sources().StateDir(f.stateDir), State: place, Bucket: s.Bucket, ConfirmedLayouts: s.Confirmed,
 			Image: ims.QuickImport{EnterpriseProjectID: a.getenv("HW_ENTERPRISE_PROJECT_ID")},
 		},
 		Hint: a.keysHint,
@@ -90,18 +102,32 @@ func (a *app) runBatch(ctx context.Context, file string, f *batchRunFlags) error
 	if err != nil {
 		return err
 	}
+	if f.baseDir != "" {
+		p.Dir = f.baseDir
+	}
 	r, err := a.batchRunner(p, &f.batchFlags, f.dryRun)
 	if err != nil {
 		return err
 	}
 	r.Poll = f.poll
+	index, from, err := a.imageIndex(f.index, len(p.Images))
+	if err != nil {
+		return err
+	}
+	if index >= 0 {
+		only := &p.Images[index]
+		r.Select = func(i *batch.Image) bool { return i == only }
+		if !a.flags.quiet {
+			a.say("image %q, index %d of %d (%s)", only.Name, index, len(p.Images), from)
+		}
+	}
 	if f.dryRun {
 		return a.dryRunBatch(ctx, r)
 	}
 	view := a.newBatchView(p)
 	r.Events = view.event
 	a.onRetry = func(note string) { view.event(batch.Event{Time: time.Now().UTC(), Index: -1, Note: note}) }
-	run := r.Run(ctx)
+	run := a.runImages(ctx, r, index)
 	view.close()
 	a.onRetry = nil
 	var failed *batch.FailedError

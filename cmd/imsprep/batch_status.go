@@ -27,7 +27,8 @@ func (a *app) batchStatusCommand() *cobra.Command {
 		Use:   "status PLAN",
 		Short: "Show how far a plan's images are",
 		Long: `Status shows how far each image of a plan is, by what runs of it, in this or other processes, have
-written down. It asks no cloud. With --watch it shows that again and again until all images are done,
+written down. It asks no cloud, but for the bucket
+of --state. With --watch it shows that again and again until all images are done,
 failed or left out; with --json too, a document a line.`,
 		Example: `  imsprep batch status plan.yaml
   imsprep batch status plan.yaml --watch`,
@@ -45,7 +46,7 @@ failed or left out; with --json too, a document a line.`,
 			if err != nil {
 				return err
 			}
-			store, err := a.batchStore(p, f.stateDir)
+			store, _, err := a.batchStore(p, &f.stateFlags)
 			if err != nil {
 				return err
 			}
@@ -63,6 +64,7 @@ failed or left out; with --json too, a document a line.`,
 			return nil
 		},
 	}
+	a.cloudFlags(cmd)
 	f.add(cmd)
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again and again")
 	cmd.Flags().DurationVar(&every, "interval", 2*time.Second, "of --watch")

@@ -37,6 +37,8 @@ func exitCode(err error) int {
 	var usage *usageError
 	var doctor *doctorError
 	var failed *batch.FailedError
+	var image *imageError
+	var render *batch.RenderError
 	var busy *batch.BusyError
 	var plan *batch.PlanError
 	kind := pipeline.KindOf(err)
@@ -45,6 +47,8 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &doctor):
 		return doctor.code
+	case errors.As(err, &image):
+		return exitCodes[image.failure.Kind]
 	case errors.As(err, &failed):
 		return exitSomeFailed
 	case errors.As(err, &busy):
@@ -53,7 +57,7 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case kind == pipeline.KindUnclear, kind == pipeline.KindJob, kind == pipeline.KindRunning:
 		return exitCodes[kind] // whatever the caller makes of it
-	case errors.As(err, &usage), errors.As(err, &plan):
+	case errors.As(err, &usage), errors.As(err, &plan), errors.As(err, &render):
 		return exitUsage
 	case errors.Is(err, settings.ErrNoCredentials):
 		return exitAuth

@@ -34,8 +34,8 @@ type work struct {
 	begun    int64         // what was there when the upload began
 }
 
-// one brings one image as far as it goes. It returns errBusy if another process has it; everything else
-// is in the image's state.
+// one brings one image as far as it goes. It returns errBusy if another process has it, and another error if the
+// state can't be locked; everything else is in the image's state.
 func (r *Runner) one(ctx context.Context, at int, slot *slot) error {
 	i := &r.Plan.Images[at]
 	w := &work{Runner: r, at: at, i: i, slot: slot, wake: make(chan struct{}, 1)}
@@ -55,7 +55,7 @@ func (r *Runner) one(ctx context.Context, at int, slot *slot) error {
 		}
 		// Without a state others could work on it, too, and the next run would know nothing.
 		w.tell(Event{Status: StatusFailed, Failure: w.failure(err)})
-		return nil
+		return err
 	}
 	defer unlock()
 	w.load(held)

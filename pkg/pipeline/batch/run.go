@@ -176,8 +176,11 @@ func (r *Runner) RunOne(ctx context.Context, index int) error {
 	}
 	slot := &slot{r.uploads, true}
 	defer slot.release()
-	if err := r.one(ctx, index, slot); err == errBusy {
+	switch err := r.one(ctx, index, slot); {
+	case err == errBusy:
 		return &BusyError{Name: r.Plan.Images[index].Name}
+	case err != nil && ctx.Err() == nil:
+		return err
 	}
 	if err := r.outcome(ctx, []int{index}, 0); err != nil {
 		return err
