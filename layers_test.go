@@ -50,9 +50,10 @@ var layers = []struct {
 var confined = map[string]string{
 	"github.com/versity/":                     "cmd/localcloud", // a whole S3 server
 	"github.com/google/go-containerregistry/": "cmd/ociimage",
-	"testing":            "",
-	"go.uber.org/goleak": "",
-	"pgregory.net/rapid": "",
+	"testing":                                    "",
+	"go.uber.org/goleak":                         "",
+	"pgregory.net/rapid":                         "",
+	"github.com/santhosh-tekuri/jsonschema/":     "",
 	"github.com/rogpeppe/go-internal/testscript": "",
 }
 

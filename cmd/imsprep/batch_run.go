@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imsprep/imsprep/pkg/ims"
+	"github.com/imsprep/imsprep/pkg/obs"
 	"github.com/imsprep/imsprep/pkg/pipeline"
 	"github.com/imsprep/imsprep/pkg/pipeline/batch"
 )
@@ -80,6 +81,18 @@ func (a *app) batchRunner(p *batch.Plan, f *batchFlags, dryRun bool) (*batch.Run
 	if err != nil {
 		return nil, err
 	}
+	if p.Limits.Rate > 0 { // one client for all images, and so one limit
+		own := a.store
+		a.store = func(o *obs.Options) {
+			if own != nil {
+				own(o)
+			}
+			o.LimitRate = int64(p.Limits.Rate)
+		}
+		if s, err = a.settings(); err != nil {
+			return nil, err
+		}
+	}
 	importer, err := a.importer(s, dryRun)
 	if err != nil {
 		return nil, err
@@ -125,7 +138,12 @@ func (a *app) runBatch(ctx context.Context, file string, f *batchRunFlags) error
 		return a.dryRunBatch(ctx, r)
 	}
 	view := a.newBatchView(p)
-	r.Events = view.event
+	r.Events = func(e batch.Event) {
+		if e.Result != nil {
+			a.metrics.uploaded(&e.Result.Upload)
+		}
+		view.event(e)
+	}
 	a.onRetry = func(note string) { view.event(batch.Event{Time: time.Now().UTC(), Index: -1, Note: note}) }
 	run := a.runImages(ctx, r, index)
 	view.close()

@@ -28,10 +28,11 @@ type work struct {
 	mu       sync.Mutex
 	s        *State
 	dirty    bool
-	wake     chan struct{} // something worth writing at once has happened
-	phase    time.Time     // when the phase began
-	furthest int64         // most that was ever done of the upload, in bytes
-	begun    int64         // what was there when the upload began
+	wake     chan struct{}  // something worth writing at once has happened
+	phase    time.Time      // when the phase began
+	furthest int64          // most that was ever done of the upload, in bytes
+	begun    int64          // what was there when the upload began
+	last     pipeline.Phase // that the attempt got to
 }
 
 // one brings one image as far as it goes. It returns errBusy if another process has it, and another error if the
@@ -119,6 +120,9 @@ func (w *work) run(ctx context.Context) {
 	w.begin()
 	for n := 1; ; n++ {
 		before := w.most()
+		w.mu.Lock()
+		w.last = ""
+		w.mu.Unlock()
 		w.set(func(s *State) { s.Status, s.Failure, s.Next = StatusRunning, nil, time.Time{}; s.Attempts++ })
 		w.tell(Event{Status: StatusRunning, Attempt: w.attempts()})
 		res, err := w.attempt(ctx)
@@ -285,7 +289,7 @@ func (w *work) heard(e pipeline.Event) {
 	}
 	if e.State != pipeline.StateWarning {
 		w.mu.Lock()
-		w.dirty = true
+		w.dirty, w.last = true, e.Phase
 		if e.Phase == pipeline.PhaseUpload {
 			w.furthest = max(w.furthest, e.Done)
 			if d := time.Since(w.phase).Seconds(); d > 0 {
@@ -345,7 +349,7 @@ func (w *work) end(ctx context.Context, status Status, res *pipeline.Result, err
 	}
 	e := Event{Status: status, Failure: f, Attempt: w.attempts()}
 	if res != nil {
-		e.ImageID = res.ImageID
+		e.ImageID, e.Result = res.ImageID, res
 	}
 	w.tell(e)
 }
@@ -366,9 +370,7 @@ func (w *work) failure(err error) *Failure {
 		f.Hint = whatToDo(err, f.Kind)
 	}
 	w.mu.Lock()
-	if w.s != nil {
-		f.Phase = w.s.Phase
-	}
+	f.Phase = w.last
 	w.mu.Unlock()
 	return f
 }

@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/imsprep/imsprep/pkg/ims"
+	"github.com/imsprep/imsprep/pkg/obs"
 )
 
 // Load reads a plan file and checks it as a whole. What is wrong in it comes back as a *[PlanError] with
@@ -106,6 +107,12 @@ func (p *Plan) check(d *problems) {
 	}
 	if p.Limits.Memory < MinMemory {
 		d.add(0, 0, "limits: memory is %v; it is %v at least", p.Limits.Memory, Size(MinMemory))
+	}
+	if share := p.Memory(); p.Limits.Memory >= MinMemory && share < MinMemory {
+		d.add(0, 0, "limits: memory of %v leaves %v for each of %d images at once; it is %v at least", p.Limits.Memory, Size(share), p.Limits.Images, Size(MinMemory))
+	}
+	if r := p.Limits.Rate; r > 0 && r < obs.MinLimitRate {
+		d.add(0, 0, "limits: rate is %v; it is %v at least", r, Rate(obs.MinLimitRate))
 	}
 	if len(p.Images) == 0 {
 		d.add(0, 0, "there are no images in it")

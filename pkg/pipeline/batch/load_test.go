@@ -71,6 +71,8 @@ func TestParseRefuses(t *testing.T) {
 		{"no jobs", "version: 1\nlimits: {jobs: 0}\nimages: []\n", "jobs is 0; it is 1 at least"},
 		{"size", "version: 1\nlimits: {memory: much}\nimages: []\n", `"much" isn't a size`},
 		{"little memory", "version: 1\nlimits: {memory: 1MiB}\nimages: [{name: a, source: a}]\n", "memory is 1.0 MiB; it is 16 MiB at least"},
+		{"thin shares", "version: 1\nlimits: {memory: 64MiB, images: 8}\nimages: [{name: a, source: a}]\n", "leaves 8.0 MiB for each of 8 images"},
+		{"slow", "version: 1\nlimits: {rate: 1/s}\nimages: [{name: a, source: a}]\n", "rate is 1 B/s; it is"},
 		{"duration", head + "- {name: a, source: a, timeout: -3s}\n", `"-3s" isn't a length of time`},
 		{"one of", head + "- {name: a, source: a, type: disk}\n", `type is "disk"; it is one of system, data`},
 		{"yes", head + "- {name: a, source: a, verify: yes}\n", "verify is true or false"},

@@ -88,7 +88,8 @@ type ReportImage struct {
 	Seconds  float64        `json:"seconds,omitempty"` // in all phases and runs
 	Runs     int            `json:"runs,omitempty"`
 	Attempts int            `json:"attempts,omitempty"` // of the last run
-	Started  time.Time      `json:"started,omitzero"`
+	First    time.Time      `json:"first,omitzero"`     // when the first run began it
+	Started  time.Time      `json:"started,omitzero"`   // when the last run began it
 	Ended    time.Time      `json:"ended,omitzero"`
 	Next     time.Time      `json:"next,omitzero"` // when it is tried again
 	Worker   string         `json:"worker,omitempty"`
@@ -134,7 +135,7 @@ func (r *Report) add(p *Plan, at int, s *State) {
 	out := ReportImage{
 		Index: at, Name: i.Name, Source: i.Source, Machine: i.Machine, Type: i.Type, Status: s.Status, JobID: s.JobID,
 		VirtualSize: int64(i.VirtualSize), Phase: s.Phase, Progress: s.Progress, Phases: s.Phases, Runs: s.Runs, Attempts: s.Attempts,
-		Started: s.Started, Ended: s.Ended, Next: s.Next, Worker: s.Worker, Failure: s.Failure, Warnings: s.Warnings,
+		First: s.First, Started: s.Started, Ended: s.Ended, Next: s.Next, Worker: s.Worker, Failure: s.Failure, Warnings: s.Warnings,
 	}
 	if i.OVADisk != "" {
 		out.Source += ": " + i.OVADisk
@@ -241,6 +242,8 @@ func secondsText(s float64) string {
 	switch {
 	case d <= 0:
 		return "–"
+	case d < 50*time.Millisecond:
+		return "<0.1 s"
 	case d < 10*time.Second:
 		return fmt.Sprintf("%.1f s", s)
 	case d < time.Minute:
@@ -339,24 +342,35 @@ func (r *Report) Verdict() string {
 	return fmt.Sprintf("all %d images are done", t.Done)
 }
 
-// Offset and Width place an image on the batch's time line, in percent.
-func (i ReportImage) Offset(r *Report) float64 {
-	if i.Started.IsZero() || r.Totals.Seconds <= 0 {
-		return 0
-	}
-	return min(100, max(0, i.Started.Sub(r.Started).Seconds()*100/r.Totals.Seconds))
-}
-
-// Width is the image's last run, see [ReportImage.Offset].
-func (i ReportImage) Width(r *Report) float64 {
-	if i.Started.IsZero() || r.Totals.Seconds <= 0 {
-		return 0
-	}
+// window is from when an image was begun to its end, or to now.
+func (i ReportImage) window(r *Report) time.Duration {
 	end := i.Ended
 	if end.IsZero() {
 		end = r.Generated
 	}
-	return min(100-i.Offset(r), max(0.5, end.Sub(i.Started).Seconds()*100/r.Totals.Seconds))
+	return end.Sub(i.First)
+}
+
+// Offset and Width place an image on the batch's time line, in percent.
+func (i ReportImage) Offset(r *Report) float64 {
+	if i.First.IsZero() || r.Totals.Seconds <= 0 {
+		return 0
+	}
+	return min(100, max(0, i.First.Sub(r.Started).Seconds()*100/r.Totals.Seconds))
+}
+
+// Width is how long the image took, see [ReportImage.Offset].
+func (i ReportImage) Width(r *Report) float64 {
+	if i.First.IsZero() || r.Totals.Seconds <= 0 {
+		return 0
+	}
+	return min(100-i.Offset(r), max(0.5, i.window(r).Seconds()*100/r.Totals.Seconds))
+}
+
+// Share is the part of the image's time that a phase took, in percent. The rest it waited, or no run was
+// at work.
+func (i ReportImage) Share(r *Report, t PhaseTime) float64 {
+	return t.Seconds * 100 / max(i.window(r).Seconds(), i.Seconds, 1e-9)
 }
 
 // WriteJSON writes the report as one document.
@@ -416,5 +430,19 @@ func replace(path string, b []byte) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-// Share is the part of all that the phase took, in percent.
-func (t PhaseTime) Share(all float64) float64 { return min(100, t.Seconds*100/max(all, 1e-9)) }
+// About says in what the image failed, and how.
+func (f *Failure) About(s Status) string {
+	said := map[pipeline.ErrorKind]string{
+		pipeline.KindRefused: "the disk can't be imported as it is", pipeline.KindUsage: "the plan, or what it names, has to be corrected",
+		pipeline.KindAuth: "keys or rights", pipeline.KindTransient: "trouble that may pass", pipeline.KindJob: "the import job failed",
+		pipeline.KindRunning: "the job still ran when the time was up", pipeline.KindUnclear: "it isn't clear whether the service took the import",
+		pipeline.KindInterrupted: "interrupted",
+	}[f.Kind]
+	if said == "" {
+		said = string(s)
+	}
+	if f.Phase != "" {
+		said += ", in the " + phaseText(f.Phase)
+	}
+	return said
+}

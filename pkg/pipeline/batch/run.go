@@ -80,6 +80,8 @@ type Event struct {
 	// Failure comes with StatusFailed, StatusRefused, StatusWaiting and StatusInterrupted.
 	Failure *Failure `json:"failure,omitempty"`
 	ImageID string   `json:"image_id,omitempty"`
+	// Result comes with StatusDone of an image that was made now.
+	Result *pipeline.Result `json:"-"`
 }
 
 // FailedError says that a batch has ended, and that some of its images failed.
