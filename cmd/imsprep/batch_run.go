@@ -81,17 +81,15 @@ func (a *app) batchRunner(p *batch.Plan, f *batchFlags, dryRun bool) (*batch.Run
 	if err != nil {
 		return nil, err
 	}
-	if p.Limits.Rate > 0 { // one client for all images, and so one limit
-		own := a.store
-		a.store = func(o *obs.Options) {
-			if own != nil {
-				own(o)
-			}
-			o.LimitRate = int64(p.Limits.Rate)
+	l, err := a.line(&lineFlags{})
+	if err != nil {
+		return nil, err
+	}
+	if rate := p.Limits.Rate; rate > 0 {
+		if rate < obs.MinLimitRate {
+			return nil, usagef("%s: the limits' rate of %v is too slow: %v is the least", p.File, rate, batch.Rate(obs.MinLimitRate))
 		}
-		if s, err = a.settings(); err != nil {
-			return nil, err
-		}
+		a.limitRate = int64(rate) // of the one client that all uploads share
 	}
 	importer, err := a.importer(s, dryRun)
 	if err != nil {
@@ -100,6 +98,7 @@ func (a *app) batchRunner(p *batch.Plan, f *batchFlags, dryRun bool) (*batch.Run
 	return &batch.Runner{
 		Plan: p, Importer: *importer, Store: store, Select: selected, Layout: a.sources().LookupLayout, Worker: worker(),
 		Base: pipeline.Request{
+			MinWorkers: l.low, Workers: l.high,
 			StateDir: a.sources().StateDir(f.stateDir), State: place, Bucket: s.Bucket, ConfirmedLayouts: s.Confirmed,
 			Image: ims.QuickImport{EnterpriseProjectID: a.getenv("HW_ENTERPRISE_PROJECT_ID")},
 		},
