@@ -22,14 +22,14 @@ func BenchmarkConcurrency(b *testing.B) {
 	}{
 		{"far", func() *obstest.Line {
 			return &obstest.Line{Each: 8 << 20, Total: 64 << 20, Latency: 40 * time.Millisecond}
-		}, 320},
+		}, 256},
 		{"slow", func() *obstest.Line {
 			return &obstest.Line{Each: 8 << 20, Total: 8 << 20, Latency: 40 * time.Millisecond}
-		}, 96},
+		}, 64},
 		{"throttling", func() *obstest.Line {
 			return &obstest.Line{Each: 8 << 20, Total: 64 << 20, Latency: 40 * time.Millisecond, Bears: 5}
-		}, 192},
-		{"local", func() *obstest.Line { return &obstest.Line{} }, 1024},
+		}, 128},
+		{"local", func() *obstest.Line { return &obstest.Line{} }, 512},
 	} {
 		for _, c := range []struct {
 			name      string
