@@ -41,7 +41,8 @@ var layers = []struct {
 	{"pkg/ims", nil},
 	{"pkg/obs", nil},
 	{"pkg/guest", nil},
-	{"convert/*", nil},
+	{"convert/inflate", nil},
+	{"convert/*", []string{"convert/inflate"}},
 	{"convert", []string{"convert/*"}},
 	{"bitmap", nil},
 }
@@ -136,6 +137,8 @@ func TestRulesFindOffenders(t *testing.T) {
 		{"convert/disk.go", `import "github.com/imsprep/imsprep/convert/vhd"; var _ = vhd.Open`, nil},
 		{"convert/disk.go", `import "github.com/imsprep/imsprep/bitmap"`, []string{"convert may not import bitmap"}},
 		{"convert/vhd/vhd.go", `import "github.com/imsprep/imsprep/convert"`, []string{"convert/vhd may not import convert"}},
+		{"convert/vhd/vhd.go", `import "github.com/imsprep/imsprep/convert/inflate"`, nil},
+		{"convert/inflate/a.go", `import "github.com/imsprep/imsprep/convert/vhd"`, []string{"may not import convert/vhd"}},
 		{"convert/vhd/vhd.go", `import "github.com/imsprep/imsprep/convert/vmdk"`, []string{"may not import convert/vmdk"}},
 		{"convert/vhd/vhd.go", `import "github.com/imsprep/imsprep/convert/vhd/internal/log"`, nil},
 		{"bitmap/map.go", `import "github.com/imsprep/imsprep/pkg/obs"`, []string{"bitmap may not import pkg/obs"}},

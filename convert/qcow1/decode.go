@@ -3,12 +3,11 @@
 package qcow1
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"sync"
 
-	"github.com/klauspost/compress/flate"
+	"github.com/imsprep/imsprep/convert/inflate"
 )
 
 // windowBytes is how much compressed data is read at a time at most. It is more than any cluster.
@@ -18,8 +17,7 @@ const windowBytes = 128 << 10
 type decoder struct {
 	window  []byte // a part of the file
 	offset  int64  // of the window
-	in      bytes.Reader
-	inflate io.ReadCloser
+	inflate inflate.Decoder
 	cluster []byte // for clusters that are not wanted from their start on
 }
 
@@ -30,7 +28,6 @@ func newDecoder() *decoder {
 	d, ok := decoders.Get().(*decoder)
 	if !ok {
 		d = &decoder{window: make([]byte, 0, windowBytes), cluster: make([]byte, 1<<maxClusterBits)}
-		d.inflate = flate.NewReader(&d.in)
 	}
 	d.window = d.window[:0]
 	return d
@@ -57,16 +54,12 @@ func (d *decoder) load(r io.ReaderAt, host, length int64) error {
 // decode fills p with what the cluster at host has from the position skip on. Its data must be in
 // the window. What follows the end of the cluster there, if anything, is not looked at.
 func (d *decoder) decode(p []byte, skip, host, length int64) error {
-	d.in.Reset(d.window[host-d.offset:][:length])
-	if err := d.inflate.(flate.Resetter).Reset(&d.in, nil); err != nil {
-		return err
-	}
 	out := p
 	if skip > 0 {
 		out = d.cluster[:skip+int64(len(p))]
 	}
-	if _, err := io.ReadFull(d.inflate, out); err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if n, _, err := d.inflate.Deflate(out, d.window[host-d.offset:][:length]); n < len(out) {
+		if err == nil || errors.Is(err, inflate.ErrTruncated) {
 			return bad("the compressed cluster of %d bytes at %d is damaged: its data ends too early", length, host)
 		}
 		return bad("the compressed cluster of %d bytes at %d is damaged: %v", length, host, err)

@@ -6,10 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/lima-vm/go-qcow2reader/image"
-	lib "github.com/lima-vm/go-qcow2reader/image/qcow2"
 	"github.com/lima-vm/go-qcow2reader/lru"
 )
 
@@ -21,7 +19,6 @@ type Image struct {
 	view   *view
 	data   io.ReaderAt // what plain clusters are in: view, or the external data file
 	parent image.Image // what is not allocated here, nil = zeros
-	lib    *lib.Qcow2  // reads compressed clusters, nil = this package does
 
 	holes extenter // of the external data file, nil = none are known
 
@@ -60,19 +57,6 @@ func (m *Metadata) Open(parent image.Image) (*Image, error) {
 	if img.data = img.view; m.data != nil {
 		img.data = m.data
 		img.holes, _ = m.data.(extenter)
-	}
-	if parent != nil || m.extended || m.data != nil {
-		// The library opens backing files itself, by any name, and it reads a whole extended table
-		// again for every cluster.
-		return img, nil
-	}
-	setUpLibrary()
-	var err error
-	if img.lib, err = lib.Open(img.view, nil); err != nil {
-		return nil, fmt.Errorf("open the image: %w", err)
-	}
-	if err := img.lib.Readable(); err != nil {
-		return nil, fmt.Errorf("open the image: %w", err)
 	}
 	return img, nil
 }
@@ -162,11 +146,7 @@ func (img *Image) read(p []byte, off int64) (int, error) {
 		case kindPlain:
 			err = readFull(img.data, part, s.host)
 		case kindCompressed:
-			if img.lib != nil {
-				err = readFull(img.lib, part, at)
-			} else {
-				err = img.readCompressed(part, at&(img.m.ClusterSize-1), s)
-			}
+			err = img.readCompressed(part, at&(img.m.ClusterSize-1), s)
 		}
 		if err != nil {
 			return done, fmt.Errorf("read at %d: %w", at, err)
@@ -187,31 +167,6 @@ func (img *Image) readParent(p []byte, off int64) error {
 	}
 	clear(p[n:])
 	return nil
-}
-
-// scratch holds buffers for the part of a cluster that is decoded and not wanted.
-var scratch = sync.Pool{New: func() any { return new([16 << 10]byte) }}
-
-// readCompressed reads p at the position skip in a compressed cluster.
-func (img *Image) readCompressed(p []byte, skip int64, s segment) error {
-	r, err := openCluster(img.view, img.m.compression, s.host, s.stored)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	if skip > 0 {
-		junk := scratch.Get().(*[16 << 10]byte)
-		defer scratch.Put(junk)
-		for skip > 0 {
-			n, err := r.Read(junk[:min(skip, int64(len(junk)))])
-			if err != nil {
-				return err
-			}
-			skip -= int64(n)
-		}
-	}
-	_, err = r.Read(p)
-	return err
 }
 
 // Extent returns the first run of start..start+length, which must lie within the disk, that is

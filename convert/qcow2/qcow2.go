@@ -4,11 +4,10 @@
 // docs/interop/qcow2.txt.
 //
 // [Preflight] checks everything that an image says about itself, from the header to the last L2
-// entry, and [Metadata.Open] builds a reader of an image that passed. This package translates
-// offsets, and reads in one piece what lies in one piece; compressed clusters of images without
-// backing file and extended L2 entries are read by go-qcow2reader, which sees a header of our own
-// making: no backing file, no extensions, nothing that it could act on. The data of an image with an
-// external data file is read from that, if the caller opens it.
+// entry, and [Metadata.Open] builds a reader of an image that passed. What lies in one piece in the file is
+// read in one piece, and compressed clusters are decoded right to where they are wanted. go-qcow2reader,
+// which reads one cluster after the other and sets a decoder up for each, is what tests compare with. The
+// data of an image with an external data file is read from that, if the caller opens it.
 package qcow2
 
 import (

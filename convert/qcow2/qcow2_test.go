@@ -9,11 +9,14 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/lima-vm/go-qcow2reader/image"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
@@ -147,14 +150,21 @@ func TestReadsWhatWasWritten(t *testing.T) {
 		if err != nil {
 			t.Fatalf("open: %v", err)
 		}
-		if rapid.Bool().Draw(t, "own reader") {
-			img.WithoutLibrary()
+		var r io.ReaderAt = img
+		if rapid.Bool().Draw(t, "by the library") {
+			ref, err := img.Reference()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ref != nil {
+				r = ref
+			}
 		}
 		if img.Size() != int64(len(want)) {
 			t.Fatalf("size %d, want %d", img.Size(), len(want))
 		}
 		got := make([]byte, len(want))
-		if n, err := img.ReadAt(got, 0); n != len(want) || err != nil && err != io.EOF {
+		if n, err := r.ReadAt(got, 0); n != len(want) || err != nil && err != io.EOF {
 			t.Fatalf("read all: %d, %v", n, err)
 		}
 		if i := firstDifference(got, want); i >= 0 {
@@ -163,7 +173,7 @@ func TestReadsWhatWasWritten(t *testing.T) {
 		for range 20 {
 			off := rapid.Int64Range(0, img.Size()).Draw(t, "offset")
 			buf := bytes.Repeat([]byte{0xEE}, rapid.IntRange(0, 300000).Draw(t, "length"))
-			n, err := img.ReadAt(buf, off)
+			n, err := r.ReadAt(buf, off)
 			wantN := min(len(buf), len(want)-int(off))
 			if n != wantN || (n < len(buf)) != (err == io.EOF) && off < img.Size() {
 				t.Fatalf("read %d at %d: %d, %v, want %d", len(buf), off, n, err, wantN)
@@ -262,7 +272,7 @@ func TestExtentKinds(t *testing.T) {
 // TestConcurrentReads lets goroutines share an image, for the race detector.
 func TestConcurrentReads(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for _, own := range []bool{false, true} {
+	{
 		for _, zstd := range []bool{false, true} {
 			im := qcow2test.Image{Version: 3, ClusterBits: 12, Size: 4 << 20, Zstd: zstd}
 			for i := range int64(1024) {
@@ -273,9 +283,6 @@ func TestConcurrentReads(t *testing.T) {
 			img, _, err := open(im.Write().Bytes, nil)
 			if err != nil {
 				t.Fatal(err)
-			}
-			if own {
-				img.WithoutLibrary()
 			}
 			want := im.Content(nil)
 			var wg sync.WaitGroup
@@ -323,16 +330,17 @@ func TestAcceptedOddities(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := im.Write()
 			spoil(f)
-			for _, own := range []bool{false, true} {
-				img, _, err := open(f.Bytes, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if own {
-					img.WithoutLibrary()
-				}
+			img, _, err := open(f.Bytes, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ref, err := img.Reference()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range []io.ReaderAt{img, ref} {
 				got := make([]byte, im.Size)
-				if _, err := img.ReadAt(got, 0); err != nil && err != io.EOF {
+				if _, err := r.ReadAt(got, 0); err != nil && err != io.EOF {
 					t.Fatal(err)
 				}
 				if !bytes.Equal(got, im.Content(nil)) {
@@ -485,7 +493,7 @@ func TestFileShrinks(t *testing.T) {
 		im := qcow2test.Image{Version: 3, ClusterBits: 12, Size: 8192, Clusters: []qcow2test.Cluster{
 			{Index: 0, Kind: qcow2test.Plain, Data: data}, {Index: 1, Kind: kind, Data: data}}}
 		f := im.Write()
-		for _, own := range []bool{false, true} {
+		{
 			short := &shrinking{data: f.Bytes}
 			m, err := qcow2.Preflight(context.Background(), short, int64(len(f.Bytes)), qcow2.Options{})
 			if err != nil {
@@ -495,13 +503,10 @@ func TestFileShrinks(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if own {
-				img.WithoutLibrary()
-			}
 			short.cut = f.Data[1]
 			n, err := img.ReadAt(make([]byte, 8192), 0)
 			if err == nil || err == io.EOF || n > 4096 {
-				t.Errorf("kind %d, own %t: read %d bytes, %v, want an error", kind, own, n, err)
+				t.Errorf("kind %d: read %d bytes, %v, want an error", kind, n, err)
 			}
 		}
 	}
@@ -613,11 +618,12 @@ func FuzzOpenQCOW2(f *testing.F) {
 		if err != nil {
 			t.Fatalf("passed the check, but: %v", err)
 		}
-		own, err := m.Open(parent)
-		if err != nil {
+		var ref io.ReaderAt = img
+		if r, err := img.Reference(); err != nil {
 			t.Fatal(err)
+		} else if r != nil {
+			ref = r
 		}
-		own.WithoutLibrary()
 		// A bounded part of the map; and of each extent the beginning, by both readers.
 		off := int64(0)
 		for i := 0; i < 64 && off < img.Size(); i++ {
@@ -633,7 +639,7 @@ func FuzzOpenQCOW2(f *testing.F) {
 			if errA != nil && errA != io.EOF && n == len(a) {
 				t.Fatalf("read at %d: %d bytes and %v", off, n, errA)
 			}
-			_, errB := own.ReadAt(b, off)
+			_, errB := ref.ReadAt(b, off)
 			if (errA == nil || errA == io.EOF) != (errB == nil || errB == io.EOF) {
 				t.Fatalf("read at %d: %v and %v", off, errA, errB)
 			}
@@ -715,6 +721,66 @@ func BenchmarkCompressedRead(b *testing.B) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestFrameLength finds the end of a frame whatever follows it, and says 0 of what isn't a whole one.
+func TestFrameLength(t *testing.T) {
+	for _, data := range [][]byte{{1}, make([]byte, 1<<20), bytes.Repeat([]byte("a cluster of some disk "), 30000)} {
+		for _, checked := range []bool{false, true} {
+			e, err := zstd.NewWriter(nil, zstd.WithEncoderCRC(checked))
+			if err != nil {
+				t.Fatal(err)
+			}
+			frame := e.EncodeAll(data, nil)
+			if got := qcow2.FrameLength(append(bytes.Clone(frame), "what follows"...)); got != len(frame) {
+				t.Errorf("%d bytes, checksum %t: got %d, want %d", len(data), checked, got, len(frame))
+			}
+			for cut := range frame[:min(len(frame), 300)] {
+				if got := qcow2.FrameLength(frame[:cut]); got != 0 {
+					t.Errorf("%d bytes, checksum %t, cut at %d of %d: got %d", len(data), checked, cut, len(frame), got)
+				}
+			}
+		}
+	}
+	if got := qcow2.FrameLength([]byte{0x50, 0x2A, 0x4D, 0x18, 1, 0, 0, 0, 0}); got != 0 {
+		t.Errorf("skippable frame: got %d", got)
+	}
+}
+
+// TestSameAsLibrary reads the sample disks with the library, too.
+func TestSameAsLibrary(t *testing.T) {
+	for _, name := range []string{"ext4-plain.qcow2", "ext4-zlib.qcow2", "ext4-zstd.qcow2"} {
+		file, err := os.ReadFile(filepath.Join("..", "..", "testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, _, err := open(file, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref, err := img.Reference()
+		if err != nil || ref == nil {
+			t.Fatal("no reference", err)
+		}
+		got, want := make([]byte, 1<<20), make([]byte, 1<<20)
+		for off := int64(0); off < img.Size(); {
+			e, err := img.Extent(off, img.Size()-off)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Zero {
+				off += e.Length
+				continue
+			}
+			n := min(int64(len(got)), e.Length)
+			_, errA := img.ReadAt(got[:n], off)
+			_, errB := ref.ReadAt(want[:n], off)
+			if errA != nil || errB != nil || !bytes.Equal(got[:n], want[:n]) {
+				t.Fatalf("%s: %d bytes at %d: %v, %v, equal: %t", name, n, off, errA, errB, bytes.Equal(got[:n], want[:n]))
+			}
+			off += n
 		}
 	}
 }

@@ -3,25 +3,20 @@
 package vmdk
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 
-	"github.com/klauspost/compress/zlib"
+	"github.com/imsprep/imsprep/convert/inflate"
 )
 
 // decoder decodes compressed grains. It is used by one goroutine and reused by others; there are
 // never more of them than goroutines that read.
 type decoder struct {
-	input []byte
-	in    bytes.Reader
-	zlib  interface {
-		io.Reader
-		zlib.Resetter
-	}
-	grain []byte // a decoded grain
+	input   []byte
+	data    []byte // the compressed data, in input
+	inflate inflate.Decoder
+	grain   []byte // a decoded grain
 }
 
 var decoders = sync.Pool{New: func() any { return new(decoder) }}
@@ -75,7 +70,7 @@ func (d *decoder) load(s *sparse, host, number int64) error {
 		if err := s.readFull(d.input, host); err != nil {
 			return err
 		}
-		d.in.Reset(d.input)
+		d.data = d.input
 		return nil
 	}
 	have := min(most, firstRead)
@@ -100,55 +95,24 @@ func (d *decoder) load(s *sparse, host, number int64) error {
 			return err
 		}
 	}
-	d.in.Reset(d.input[markerHeaderBytes:length])
+	d.data = d.input[markerHeaderBytes:length]
 	return nil
 }
 
 // decode fills out with the decoded data, which must have between need and len(out) bytes; a rest
 // is cleared. Its checksum must be right.
 func (d *decoder) decode(out []byte, need int64) error {
-	var err error
-	if d.zlib == nil {
-		var r io.ReadCloser
-		if r, err = zlib.NewReader(&d.in); err == nil {
-			d.zlib = r.(interface {
-				io.Reader
-				zlib.Resetter
-			})
-		}
-	} else {
-		err = d.zlib.Reset(&d.in, nil)
-	}
-	if err != nil {
-		return damaged(err)
-	}
-	n := 0
-	for n < len(out) && err == nil {
-		var k int
-		k, err = d.zlib.Read(out[n:])
-		n += k
-	}
-	if err == nil {
-		// The end of the data and the checksum are still to come.
-		var more [1]byte
-		var k int
-		if k, err = d.zlib.Read(more[:]); k != 0 {
-			return bad("its data is longer than a grain of %d bytes", len(out))
-		}
-	}
+	n, _, err := d.inflate.Zlib(out, d.data)
 	switch {
-	case err != io.EOF:
-		return damaged(err)
+	case errors.Is(err, inflate.ErrFull):
+		return bad("its data is longer than a grain of %d bytes", len(out))
+	case errors.Is(err, inflate.ErrTruncated):
+		return bad("its compressed data ends too early")
+	case err != nil:
+		return bad("its compressed data is damaged: %v", err)
 	case int64(n) < need:
 		return bad("its data has only %d bytes of %d", n, need)
 	}
 	clear(out[n:])
 	return nil
-}
-
-func damaged(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return bad("its compressed data ends too early")
-	}
-	return bad("its compressed data is damaged: %v", err)
 }

@@ -176,6 +176,7 @@ for f in "$RAW" "$MF"; do
 		--region="$HW_REGION_NAME" --no-progress put "$f" "s3://images/s3cmd-${f##*/}"
 done`}},
 		{name: "qemu-img, bitmap, rclone", outs: []string{raw, mf}, sent: sent, argv: []string{"bash", "-euc", today + `
+unset ${!AWS_@} # of the user's own account
 export RCLONE_S3_PROVIDER=Other RCLONE_S3_ACCESS_KEY_ID=$HW_ACCESS_KEY RCLONE_S3_SECRET_ACCESS_KEY=$HW_SECRET_KEY
 export RCLONE_S3_REGION=$HW_REGION_NAME RCLONE_S3_ENDPOINT=http://$HOST
 for f in "$RAW" "$MF"; do

@@ -139,6 +139,7 @@ func run(ctx context.Context, c config) (err error) {
 		return fmt.Errorf("BENCH_ONLY=%q matches no case", c.only)
 	}
 	complete := true
+	var failed []error
 	for round := range c.runs {
 		for _, bc := range cases {
 			if round >= bc.rounds(c) || b.results.have(bc, round) {
@@ -148,8 +149,14 @@ func run(ctx context.Context, c config) (err error) {
 				complete = false
 				continue
 			}
+			// What fails is told, and tried again by the next run; the rest goes on.
 			if err := b.round(ctx, bc, round); err != nil {
-				return fmt.Errorf("%s, %s: %w", bc.section, bc.name, err)
+				err = fmt.Errorf("%s, %s: %w", bc.section, bc.name, err)
+				if ctx.Err() != nil {
+					return err
+				}
+				b.say("FAILED: %v", err)
+				failed = append(failed, err)
 			}
 		}
 	}
@@ -159,10 +166,10 @@ func run(ctx context.Context, c config) (err error) {
 	if !complete {
 		b.say("the %d minutes are over: run it again to go on, or raise BENCH_MINUTES", c.minutes)
 	}
-	if !c.write {
-		return nil
+	if c.write {
+		failed = append(failed, replaceBlock("docs/performance.md", doc.full), replaceBlock("README.md", doc.short))
 	}
-	return errors.Join(replaceBlock("docs/performance.md", doc.full), replaceBlock("README.md", doc.short))
+	return errors.Join(failed...)
 }
 
 // path is a file in the folder of the disks.

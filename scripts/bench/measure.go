@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -77,14 +78,19 @@ func (b *bench) round(ctx context.Context, bc *benchCase, round int) error {
 			return err
 		}
 	}
+	var failed []error
 	for i, t := range bc.tools {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		var check func() error
 		if i == 0 && round == 0 && bc.check != nil {
 			check = func() error { return bc.check(ctx) }
 		}
 		r, err := b.measure(ctx, t, check)
 		if err != nil {
-			return fmt.Errorf("%s: %w", t.name, err)
+			failed = append(failed, fmt.Errorf("%s: %w", t.name, err))
+			continue
 		}
 		r.Section, r.Case, r.Tool, r.Round = bc.section, bc.name, t.name, round
 		if err := b.results.add(r); err != nil {
@@ -92,7 +98,7 @@ func (b *bench) round(ctx context.Context, bc *benchCase, round int) error {
 		}
 		b.say("%d %s, %s: %s: %.2f s, CPU %.2f s, %d MiB", round+1, bc.section, bc.name, t.name, r.Wall, r.CPU, r.RSS>>20)
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // patience is how long a tool may take.

@@ -72,9 +72,14 @@ func (b *bench) best(bc *benchCase) string {
 }
 
 func (b *bench) report(cases []*benchCase) report {
-	bySection := map[string][]*benchCase{}
+	bySection, first := map[string][]*benchCase{}, map[*benchCase]string{}
 	for _, bc := range cases {
-		if b.results.have(bc, 0) {
+		first[bc] = bc.tools[0].name
+	}
+	for _, bc := range cases {
+		// Of tools that are missing or failed there is nothing to tell.
+		bc.tools = slices.DeleteFunc(bc.tools, func(t tool) bool { return b.numbers(bc, t.name).rounds == 0 })
+		if len(bc.tools) > 1 && bc.tools[0].name == first[bc] {
 			bySection[bc.section] = append(bySection[bc.section], bc)
 		}
 	}
@@ -158,7 +163,7 @@ func (b *bench) report(cases []*benchCase) report {
 			for i, t := range bc.tools {
 				n := b.numbers(bc, t.name)
 				ratio := ""
-				if i%2 == 0 {
+				if i%2 == 0 && i+1 < len(bc.tools) {
 					wall, _ := b.ratios(bc, t.name, bc.tools[i+1].name)
 					ratio = fmt.Sprintf("%.2f", wall)
 				}
