@@ -11,13 +11,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imsprep/imsprep/pkg/ims"
-	"github.com/imsprep/imsprep/pkg/obs"
 	"github.com/imsprep/imsprep/pkg/pipeline"
 	"github.com/imsprep/imsprep/pkg/pipeline/batch"
 )
 
 type batchRunFlags struct {
 	batchFlags
+	line      lineFlags
 	dryRun    bool
 	reportDir string
 	poll      time.Duration
@@ -59,6 +59,7 @@ the image: 5, 7 and 130 are worth a retry.`,
 	a.cloudFlags(cmd)
 	f.add(cmd)
 	fl := cmd.Flags()
+	f.line.add(cmd, "parts of one image that are sent")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "open every disk and check everything, show what would be done, and stop")
 	fl.StringVar(&f.reportDir, "report-dir", "", "folder for report.html, report.md and report.json, written at the end")
 	fl.StringVar(&f.index, "index", indexAuto, "import one image, by its place in the plan from 0, or all; auto takes it from JOB_COMPLETION_INDEX, SLURM_ARRAY_TASK_ID or NOMAD_ALLOC_INDEX where that is set")
@@ -68,7 +69,7 @@ the image: 5, 7 and 130 are worth a retry.`,
 }
 
 // batchRunner makes what carries a plan out.
-func (a *app) batchRunner(p *batch.Plan, f *batchFlags, dryRun bool) (*batch.Runner, error) {
+func (a *app) batchRunner(p *batch.Plan, f *batchFlags, line *lineFlags, dryRun bool) (*batch.Runner, error) {
 	s, err := a.settings()
 	if err != nil {
 		return nil, err
@@ -81,15 +82,12 @@ func (a *app) batchRunner(p *batch.Plan, f *batchFlags, dryRun bool) (*batch.Run
 	if err != nil {
 		return nil, err
 	}
-	l, err := a.line(&lineFlags{})
+	l, err := a.line(line)
 	if err != nil {
 		return nil, err
 	}
-	if rate := p.Limits.Rate; rate > 0 {
-		if rate < obs.MinLimitRate {
-			return nil, usagef("%s: the limits' rate of %v is too slow: %v is the least", p.File, rate, batch.Rate(obs.MinLimitRate))
-		}
-		a.limitRate = int64(rate) // of the one client that all uploads share
+	if p.Limits.Rate > 0 && line.limitRate == "" { // one client for all images, and so one limit
+		a.limitRate = int64(p.Limits.Rate)
 	}
 	importer, err := a.importer(s, dryRun)
 	if err != nil {
@@ -117,7 +115,7 @@ func (a *app) runBatch(ctx context.Context, file string, f *batchRunFlags) error
 	if f.baseDir != "" {
 		p.Dir = f.baseDir
 	}
-	r, err := a.batchRunner(p, &f.batchFlags, f.dryRun)
+	r, err := a.batchRunner(p, &f.batchFlags, &f.line, f.dryRun)
 	if err != nil {
 		return err
 	}
