@@ -137,23 +137,39 @@ func newKiller(t *testing.T, env map[string]string, format string, r *rand.Rand)
 	if k.program, err = exec.LookPath("imsprep"); err != nil {
 		t.Fatal(err)
 	}
-	k.store, err = obs.New(obs.Options{Endpoint: env["IMSPREP_OBS_ENDPOINT"], Region: env["HW_REGION_NAME"],
+	k.store, k.service = clients(t, env)
+	k.writeDisk(t)
+	return k
+}
+
+// clients speak to a local cloud as its environment says.
+func clients(t *testing.T, env map[string]string) (*obs.Client, *ims.Client) {
+	t.Helper()
+	store, err := obs.New(obs.Options{Endpoint: env["IMSPREP_OBS_ENDPOINT"], Region: env["HW_REGION_NAME"],
 		Credentials: func(context.Context) (obs.Credentials, error) {
 			return obs.Credentials{AccessKey: env["HW_ACCESS_KEY"], SecretKey: env["HW_SECRET_KEY"]}, nil
 		}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(k.store.Close)
-	k.service, err = ims.New(ims.Options{Endpoint: env["IMSPREP_IMS_ENDPOINT"], IAMEndpoint: env["IMSPREP_IAM_ENDPOINT"],
+	t.Cleanup(store.Close)
+	service, err := ims.New(ims.Options{Endpoint: env["IMSPREP_IMS_ENDPOINT"], IAMEndpoint: env["IMSPREP_IAM_ENDPOINT"],
 		Region: env["HW_REGION_NAME"], ProjectID: env["HW_PROJECT_ID"], AllowPlainHTTP: true,
 		Auth: ims.AKSK(ims.StaticCredentials(ims.Credentials{AccessKey: env["HW_ACCESS_KEY"], SecretKey: env["HW_SECRET_KEY"]}))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(k.service.CloseIdleConnections)
-	k.writeDisk(t)
-	return k
+	t.Cleanup(service.CloseIdleConnections)
+	return store, service
+}
+
+// sparseHash is that of a disk's content, as an image of so many bytes has it.
+func sparseHash(content []byte, size int64) string {
+	h := imstest.NewSparseHash()
+	for i := 0; i < len(content); i += imstest.SparseBlock {
+		h.Add(int64(i/imstest.SparseBlock), content[i:min(i+imstest.SparseBlock, len(content))])
+	}
+	return h.Sum(size)
 }
 
 // writeDisk makes a disk of noise with holes: enough parts that there is something to kill in.
@@ -168,15 +184,11 @@ func (k *killer) writeDisk(t *testing.T) {
 	if err := os.WriteFile(k.disk, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h := imstest.NewSparseHash()
-	for i := 0; i < len(content); i += imstest.SparseBlock {
-		h.Add(int64(i/imstest.SparseBlock), content[i:min(i+imstest.SparseBlock, len(content))])
-	}
 	size := int64(len(content))
 	if k.format == formatZVHD2 {
 		size = 1 << 30 // whole GiB
 	}
-	k.content = h.Sum(size)
+	k.content = sparseHash(content, size)
 }
 
 var existsAlready = regexp.MustCompile(`an image named "[^"]*" exists: ([0-9a-f-]{36})`)
