@@ -4,7 +4,8 @@
 # Prints, for real disks and for scattered ones, how many bytes are data, how few any parts of 5 MiB and more
 # could hold them in (the floor), and how many a RAW upload sends; with the seconds and the peak memory of
 # planning. The local cloud answers the plan's questions; nothing is uploaded, but with UPLOAD=ISLANDS: then
-# a disk of that many islands, one every 12 MiB, is, and compared with the disk by qemu-img.
+# a disk of that many islands is, one every 12 MiB (APART=MIB), and compared with the disk by qemu-img; with FORMAT=zvhd2 it
+# is uploaded so, and compared by imsprep.
 #
 # usage: scripts/plan-bytes.sh [DISK...]     after `make build`; needs GNU time
 #        IMSPREP_CORPUS: a folder of other programs' disks, of which one is measured too
@@ -64,11 +65,16 @@ inside() {
 	fi
 	[ -n "${UPLOAD:-}" ] || return 0
 	echo "=== uploading $UPLOAD islands"
-	scripts/make-scattered-qcow2.sh "$dir/u.qcow2" "$UPLOAD" $((UPLOAD * 12 / 1024 + 1)) >/dev/null
-	command time -f '%e s, peak memory %M KiB' bin/imsprep upload "$dir/u.qcow2" "obs://$IMSPREP_BUCKET/u.raw" --format raw \
+	local format=${FORMAT:-raw}
+	scripts/make-scattered-qcow2.sh "$dir/u.qcow2" "$UPLOAD" $(((UPLOAD * ${APART:-12} + 1023) / 1024)) >/dev/null
+	object=obs://$IMSPREP_BUCKET/u.$format
+	command time -f '%e s, %U + %S s of CPU, peak memory %M KiB' bin/imsprep upload "$dir/u.qcow2" "$object" --format "$format" \
 		--accept-unconfirmed-bitmap --json --progress none | grep -E '"(bytes|parts|requests|retries)'
-	object=$dir/cloud/buckets/$IMSPREP_BUCKET/u.raw
-	qemu-img compare -f qcow2 -F raw "$dir/u.qcow2" "$object"
+	if [ "$format" = raw ]; then
+		qemu-img compare -f qcow2 -F raw "$dir/u.qcow2" "$dir/cloud/buckets/$IMSPREP_BUCKET/u.raw"
+	else
+		bin/imsprep verify "$dir/u.qcow2" "$object" --progress none
+	fi
 	ls "$dir/cloud/buckets/$IMSPREP_BUCKET"
 }
 

@@ -269,8 +269,24 @@ func (i *Importer) planUpload(ctx context.Context, r Request) (_ *Plan, err erro
 			}
 			p.Warnings = append(p.Warnings, w)
 		}
+		if why := scattered(p.Parts.Summary()); why != "" && !p.choice.asIs {
+			p.Warnings = append(p.Warnings, why)
+		}
 	}
 	return p, nil
+}
+
+// manyRequests are those of a plan that spends its time on asking instead of sending. A full disk of 1 TiB takes
+// 10,000.
+const manyRequests = 50_000
+
+// scattered says so where RAW takes a great many requests because there is a little data in a great many places,
+// "" elsewhere.
+func scattered(s obs.PlanSummary) string {
+	if s.Requests < manyRequests {
+		return ""
+	}
+	return fmt.Sprintf("the disk's data lies scattered: as RAW it takes about %d requests; --format zvhd2 sends it in a few", s.Requests)
 }
 
 // makeBitmap has the bitmap made by the user's own tool, if there is one.
