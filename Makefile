@@ -13,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Modules of their own, for what they need has no place in the product: `./...` in the root does not
 # reach them.
-MODULES := . cmd/localcloud cmd/ociimage pkg/ims/sdktest pkg/metrics/promtest pkg/pipeline/batch/kubetest scripts/bench
+MODULES := . cmd/localcloud cmd/ociimage packaging/sbom pkg/ims/sdktest pkg/metrics/promtest pkg/pipeline/batch/kubetest scripts/bench
 
 # mkfs.ext4 and sfdisk are outside the path of ordinary users on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -30,7 +30,7 @@ BUILD := -trimpath -buildvcs=$(VCS) -ldflags '-s -w -X main.version=$(VERSION)'
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: build ## take a real QCOW2 disk to an image id on a cloud on this machine, and compare the content
@@ -73,6 +73,30 @@ cross: ## build imsprep for linux, darwin and windows, amd64 and arm64, into bin
 image: ## build container images for linux, amd64 and arm64, into bin/image, without a daemon
 	@VERSION='$(VERSION)' scripts/image.sh $(BUILD)
 
+.PHONY: package
+package: ## make archives, deb and rpm packages, bills of materials and checksums, in dist
+	@scripts/setup.sh package
+	@scripts/package.sh $(VERSION) dist $(TARGETS)
+
+.PHONY: check-package
+check-package: ## make the packages of linux/amd64 twice, and compare them
+	@scripts/setup.sh package
+	@scripts/check-reproducible.sh
+
+PREFIX ?= /usr/local
+SHARE = $(DESTDIR)$(PREFIX)/share
+
+.PHONY: install
+install: ## install program, manual pages and completions below PREFIX (/usr/local), with DESTDIR before it
+	CGO_ENABLED=0 $(GO) build $(BUILD) -o bin/ ./cmd/imsprep
+	rm -rf bin/man && CGO_ENABLED=0 $(GO) run $(BUILD) -tags man ./cmd/imsprep man bin/man
+	install -D -m 755 bin/imsprep $(DESTDIR)$(PREFIX)/bin/imsprep
+	install -d $(SHARE)/man/man1 && install -m 644 bin/man/*.1 $(SHARE)/man/man1
+	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	bin/imsprep completion bash >$(SHARE)/bash-completion/completions/imsprep
+	bin/imsprep completion zsh >$(SHARE)/zsh/site-functions/_imsprep
+	bin/imsprep completion fish >$(SHARE)/fish/vendor_completions.d/imsprep.fish
+
 .PHONY: bench
 bench: build ## measure against qemu-img, nbdcopy, go-qcow2reader, s3cmd, rclone, zstd (BENCH_QUICK=1: a look)
 	@scripts/setup.sh bench
@@ -89,4 +113,4 @@ testdata: setup ## make the sample disks of testdata again
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist

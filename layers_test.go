@@ -31,6 +31,7 @@ var layers = []struct {
 	{"scripts/bench", nil},
 	{"cmd/imsprep", []string{"bitmap", "convert", "convert/*", "pkg/obs", "pkg/ims", "pkg/guest", "pkg/pipeline", "pkg/pipeline/batch", "pkg/settings", "pkg/packer", "pkg/metrics"}},
 	{"cmd/ociimage", nil},
+	{"packaging/sbom", nil},
 	{"cmd/localcloud", []string{"bitmap", "pkg/ims/imstest"}},                                   // bitmap: the simulator's options hold a layout
 	{"pkg/pipeline/batch", []string{"bitmap", "convert", "pkg/obs", "pkg/ims", "pkg/pipeline"}}, // before pkg/pipeline, which it is in
 	{"pkg/settings", []string{"bitmap", "pkg/obs", "pkg/ims", "pkg/pipeline"}},
@@ -233,7 +234,7 @@ func findings(name string, src []byte) []string {
 		return found // tests put layers together as they need
 	}
 
-	command := strings.HasPrefix(folder, "cmd/") || strings.HasPrefix(folder, "scripts/")
+	command := strings.HasPrefix(folder, "cmd/") || strings.HasPrefix(folder, "scripts/") || strings.HasPrefix(folder, "packaging/")
 	packages := map[string]string{} // path by the name that the file knows it by
 	for _, spec := range file.Imports {
 		imported, err := strconv.Unquote(spec.Path.Value)

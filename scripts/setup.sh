@@ -26,6 +26,9 @@ tools=(qemu-img qemu-io mkfs.ext4 debugfs sfdisk) packages=(qemu-utils e2fsprogs
 if [ "${1:-}" = race ]; then
 	tools+=("${CC:-gcc}") packages+=(gcc libc6-dev)
 fi
+if [ "${1:-}" = package ]; then
+	tools=(gzip tar zip sha256sum) packages=(gzip tar zip coreutils)
+fi
 if [ "${1:-}" = bench ]; then
 	tools+=(mkfs.xfs nbdcopy nbdkit qemu-nbd s3cmd rclone zstd) packages+=(xfsprogs libnbd-bin nbdkit s3cmd rclone zstd)
 fi

@@ -127,6 +127,7 @@ No temporary disk is written.`,
 		a.convertCommand(), a.digestCommand(), a.infoCommand(), a.mapCommand(), a.bitmapCommand(),
 		a.versionCommand(),
 	)
+	root.AddCommand(a.buildCommands()...)
 	return root
 }
 
