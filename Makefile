@@ -13,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Modules of their own, for what they need has no place in the product: `./...` in the root does not
 # reach them.
-MODULES := . cmd/localcloud cmd/ociimage packaging/sbom pkg/ims/sdktest pkg/metrics/promtest pkg/pipeline/batch/kubetest scripts/bench
+MODULES := . cmd/localcloud cmd/ociimage cmd/packer-plugin-imsprep packaging/sbom pkg/ims/sdktest pkg/metrics/promtest pkg/pipeline/batch/kubetest scripts/bench
 
 # mkfs.ext4 and sfdisk are outside the path of ordinary users on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin

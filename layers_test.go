@@ -32,6 +32,7 @@ var layers = []struct {
 	{"cmd/imsprep", []string{"bitmap", "convert", "convert/*", "pkg/obs", "pkg/ims", "pkg/guest", "pkg/pipeline", "pkg/pipeline/batch", "pkg/settings", "pkg/packer", "pkg/metrics"}},
 	{"cmd/ociimage", nil},
 	{"packaging/sbom", nil},
+	{"cmd/packer-plugin-imsprep", []string{"bitmap", "convert", "pkg/obs", "pkg/ims", "pkg/pipeline", "pkg/settings", "pkg/packer"}},
 	{"cmd/localcloud", []string{"bitmap", "pkg/ims/imstest"}},                                   // bitmap: the simulator's options hold a layout
 	{"pkg/pipeline/batch", []string{"bitmap", "convert", "pkg/obs", "pkg/ims", "pkg/pipeline"}}, // before pkg/pipeline, which it is in
 	{"pkg/settings", []string{"bitmap", "pkg/obs", "pkg/ims", "pkg/pipeline"}},
@@ -50,6 +51,7 @@ var layers = []struct {
 
 // confined are other people's packages that only one folder may import.
 var confined = map[string]string{
+	"github.com/hashicorp/":                   "cmd/packer-plugin-imsprep",
 	"github.com/versity/":                     "cmd/localcloud", // a whole S3 server
 	"github.com/google/go-containerregistry/": "cmd/ociimage",
 	"testing":                                    "",
