@@ -146,6 +146,7 @@ func (a *app) cloudFlags(cmd *cobra.Command) {
 	f.StringVar(&a.flags.cloud.ProjectID, "project-id", "", "project id; looked up by the region's name if absent (environment: HW_PROJECT_ID)")
 	f.StringVar(&a.flags.cloud.Cloud, "cloud", "", "huaweicloud, europe, otc, or the domain of another cloud's endpoints (environment: HW_CLOUD)")
 	f.StringVar(&a.flags.cloud.OBSEndpoint, "obs-endpoint", "", "object storage endpoint (environment: IMSPREP_OBS_ENDPOINT)")
+	f.StringVar(&a.flags.cloud.OBSAddressing, "obs-addressing", "", "where requests name the bucket: auto, virtual (in the host's name) or path (environment: IMSPREP_OBS_ADDRESSING)")
 	f.StringVar(&a.flags.cloud.IMSEndpoint, "ims-endpoint", "", "image service endpoint (environment: IMSPREP_IMS_ENDPOINT)")
 	f.StringVar(&a.flags.cloud.IAMEndpoint, "iam-endpoint", "", "identity service endpoint (environment: IMSPREP_IAM_ENDPOINT)")
 }

@@ -224,7 +224,7 @@ func cmdInterrupt(ts *testscript.TestScript, neg bool, args []string) {
 // environmentNames are what a started program needs of a script's environment.
 var environmentNames = []string{
 	"PATH", "HOME", "WORK", "TESTDATA", "TMPDIR", "HW_ACCESS_KEY", "HW_SECRET_KEY", "HW_REGION_NAME", "HW_PROJECT_ID",
-	"IMSPREP_OBS_ENDPOINT", "IMSPREP_IMS_ENDPOINT", "IMSPREP_IAM_ENDPOINT", "IMSPREP_BUCKET", "IMSPREP_CONFIRMED_BITMAP", "IMSPREP_STATE_DIR",
+	"IMSPREP_OBS_ENDPOINT", "IMSPREP_OBS_ADDRESSING", "IMSPREP_IMS_ENDPOINT", "IMSPREP_IAM_ENDPOINT", "IMSPREP_BUCKET", "IMSPREP_CONFIRMED_BITMAP", "IMSPREP_STATE_DIR",
 }
 
 // cmdContains wants a JSON file to have values at paths: contains FILE PATH=VALUE..., where a path is

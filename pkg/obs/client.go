@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -38,12 +39,35 @@ const (
 // works: copying a part and completing an upload.
 const serverWork = 5
 
+// Addressing is where requests name the bucket.
+type Addressing string
+
+const (
+	AddressingAuto    Addressing = "auto"    // in the path if the endpoint is an IP address or localhost, else in the host's name
+	AddressingVirtual Addressing = "virtual" // in the host's name, as OBS and AWS want it
+	AddressingPath    Addressing = "path"    // in the path, as a store without names of its own needs it
+)
+
+// Addressings lists them.
+func Addressings() []Addressing {
+	return []Addressing{AddressingAuto, AddressingVirtual, AddressingPath}
+}
+
+// inPath tells whether requests to a host name the bucket in the path.
+func (a Addressing) inPath(host string) bool {
+	if a == AddressingAuto || a == "" {
+		return pathStyle(host)
+	}
+	return a == AddressingPath
+}
+
 // Options say where the store is and how to treat it.
 type Options struct {
 	// Endpoint is the store's host[:port], or a URL of scheme and host only. Without a scheme it is
-	// https. Buckets are addressed as part of the host name, but in the path if the host is an IP
-	// address or localhost.
+	// https.
 	Endpoint string
+	// Addressing is where requests name the bucket; "" is AddressingAuto.
+	Addressing Addressing
 	// Region is the region's id as signatures need it, for example cn-north-4.
 	Region string
 	// Credentials are asked for at every request.
@@ -121,6 +145,9 @@ func New(o Options) (*Client, error) {
 	if o.Credentials == nil {
 		return nil, bad("no credentials")
 	}
+	if o.Addressing != "" && !slices.Contains(Addressings(), o.Addressing) {
+		return nil, bad("addressing %q: it is auto, virtual or path", o.Addressing)
+	}
 	if o.IdleTimeout < 0 || o.MaxAttempts < 0 || o.Outage < 0 || o.BackoffBase < 0 || o.BackoffCap < 0 {
 		return nil, bad("a limit is negative")
 	}
@@ -138,7 +165,7 @@ func New(o Options) (*Client, error) {
 	}
 	c := &Client{
 		endpoint:  u,
-		path:      pathStyle(u.Hostname()),
+		path:      o.Addressing.inPath(u.Hostname()),
 		o:         o,
 		meter:     &meter{next: next, idle: o.IdleTimeout, limit: limit},
 		log:       cmp.Or(o.Logger, slog.New(slog.DiscardHandler)).With(slog.String("service", "obs")),

@@ -73,6 +73,7 @@ func TestNewRefuses(t *testing.T) {
 		"scheme":         func(o *Options) { o.Endpoint = "ftp://h" },
 		"no host":        func(o *Options) { o.Endpoint = "https://:443" },
 		"broken":         func(o *Options) { o.Endpoint = "https://[" },
+		"addressing":     func(o *Options) { o.Addressing = "host" },
 		"no region":      func(o *Options) { o.Region = "" },
 		"bad region":     func(o *Options) { o.Region = "a/b" },
 		"no credentials": func(o *Options) { o.Credentials = nil },
@@ -94,19 +95,26 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestAddressing(t *testing.T) {
-	for endpoint, want := range map[string]string{
-		"http://obs.test-1.example.com":       "http://images.obs.test-1.example.com/disks/web-1.raw",
-		"http://obs.test-1.example.com:80":    "http://images.obs.test-1.example.com/disks/web-1.raw",
-		"obs.test-1.example.com":              "https://images.obs.test-1.example.com/disks/web-1.raw",
-		"https://obs.test-1.example.com:8443": "https://images.obs.test-1.example.com:8443/disks/web-1.raw",
-		"http://127.0.0.1:9000":               "http://127.0.0.1:9000/images/disks/web-1.raw",
-		"http://[::1]:9000":                   "http://[::1]:9000/images/disks/web-1.raw",
-		"http://localhost:9000":               "http://localhost:9000/images/disks/web-1.raw",
+	for _, tc := range []struct {
+		endpoint   string
+		addressing Addressing
+		want       string
+	}{
+		{"http://obs.test-1.example.com", "", "http://images.obs.test-1.example.com/disks/web-1.raw"},
+		{"http://obs.test-1.example.com:80", AddressingAuto, "http://images.obs.test-1.example.com/disks/web-1.raw"},
+		{"obs.test-1.example.com", "", "https://images.obs.test-1.example.com/disks/web-1.raw"},
+		{"https://obs.test-1.example.com:8443", "", "https://images.obs.test-1.example.com:8443/disks/web-1.raw"},
+		{"http://127.0.0.1:9000", "", "http://127.0.0.1:9000/images/disks/web-1.raw"},
+		{"http://[::1]:9000", "", "http://[::1]:9000/images/disks/web-1.raw"},
+		{"http://localhost:9000", AddressingAuto, "http://localhost:9000/images/disks/web-1.raw"},
+		{"http://minio:9000", AddressingPath, "http://minio:9000/images/disks/web-1.raw"},
+		{"http://store.localhost:9000", AddressingVirtual, "http://images.store.localhost:9000/disks/web-1.raw"},
 	} {
+		endpoint, want := tc.endpoint, tc.want
 		t.Run(endpoint, func(t *testing.T) {
 			var mu sync.Mutex
 			var got []string
-			c, err := New(Options{Endpoint: endpoint, Region: "test-1", MaxAttempts: 1,
+			c, err := New(Options{Endpoint: endpoint, Addressing: tc.addressing, Region: "test-1", MaxAttempts: 1,
 				Credentials: StaticCredentials(Credentials{AccessKey: "a", SecretKey: "b"}),
 				Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 					if r.Body != nil {

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +46,7 @@ type Options struct {
 	Agency, AgencyDomain                string // to act through, and the account that made it
 
 	OBSEndpoint, IMSEndpoint, IAMEndpoint string
+	OBSAddressing                         string // one of obs.Addressings
 }
 
 // Sources are where settings are looked for, and what their clients share.
@@ -93,6 +95,7 @@ type Settings struct {
 	Agency      *ims.Agency // to act through, with the credentials; nil if there is none
 	Confirmed   []string    // bitmap layouts confirmed for this cloud
 
+	addressing  obs.Addressing
 	projectName string
 	skipped     error // why profile files in the home weren't taken
 	sources     *Sources
@@ -177,6 +180,10 @@ func (o *Sources) settings() (*Settings, error) {
 			return ""
 		}
 		return cmp.Or(o.Getenv(sdkEndpoint(service, s.Region)), ims.ServiceEndpoint(service, s.Region, o.cloudDomain()))
+	}
+	s.addressing = obs.Addressing(cmp.Or(f.OBSAddressing, o.Getenv("IMSPREP_OBS_ADDRESSING"), string(obs.AddressingAuto)))
+	if !slices.Contains(obs.Addressings(), s.addressing) {
+		return nil, usagef("%s %q: it is auto, virtual or path", o.option("obs_addressing"), s.addressing)
 	}
 	s.Endpoints.OBS = cmp.Or(f.OBSEndpoint, o.Getenv("IMSPREP_OBS_ENDPOINT"), endpoint("obs"))
 	s.Endpoints.IMS = cmp.Or(f.IMSEndpoint, o.Getenv("IMSPREP_IMS_ENDPOINT"), endpoint("ims"))
@@ -354,8 +361,9 @@ func (s *Settings) OBSClient(i *ims.Client) (*obs.Client, error) {
 		keys = i.ObjectKeys(24 * time.Hour)
 	}
 	o := obs.Options{
-		Endpoint: s.Endpoints.OBS,
-		Region:   s.Region,
+		Endpoint:   s.Endpoints.OBS,
+		Addressing: s.addressing,
+		Region:     s.Region,
 		Credentials: func(ctx context.Context) (obs.Credentials, error) {
 			k, err := keys.Credentials(ctx)
 			s.sources.secret(k.SecretKey, k.SecurityToken)
