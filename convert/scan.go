@@ -20,9 +20,10 @@ import (
 // DefaultBlock is the size in bytes of the blocks that a [Scanner] without a [Marker] counts.
 const DefaultBlock = 2 << 20
 
-// defaultChunk is how many bytes [Scan] reads at a time: enough that requests are few, small enough
-// that a few of them are no memory to speak of.
-const defaultChunk = 4 << 20
+// defaultChunk is how many bytes [Scan] reads at a time: enough that requests are few, small enough that
+// what was read is still in the processor's cache when it is looked at and written. 4 MiB take twice the
+// processor time for a disk that isn't compressed; less than 2 MiB, a bitmap's block, gain nothing more.
+const defaultChunk = 2 << 20
 
 // extentWindow bounds how much of the disk one question for an extent covers, so that a
 // cancellation is noticed while a huge mapping is walked.
@@ -272,7 +273,7 @@ func IsZero(p []byte) bool {
 // ScanOptions are the choices of [Scan]; the zero value is good.
 type ScanOptions struct {
 	Workers   int           // chunks read at the same time, 0 = by the number of processors
-	ChunkSize int           // bytes, rounded up to whole blocks and grains, 0 = 4 MiB
+	ChunkSize int           // bytes, rounded up to whole blocks and grains, 0 = 2 MiB
 	Progress  func(n int64) // called with every number of bytes done, from several goroutines
 }
 

@@ -19,7 +19,7 @@ import (
 	"github.com/imsprep/imsprep/pkg/pipeline"
 )
 
-// maxParallel bounds the chunks in flight, and so the memory: 4 MiB each.
+// maxParallel bounds the chunks in flight, and so the memory: 2 MiB each.
 const maxParallel = 64
 
 // Formats that disks are written in.
