@@ -81,6 +81,7 @@ func TestScripts(t *testing.T) {
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("TESTDATA", disks)
+			env.Setenv("EXAMPLES", filepath.Join(filepath.Dir(disks), "examples"))
 			env.Setenv("DOCS", filepath.Join(filepath.Dir(disks), "docs"))
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("IMSPREP_METADATA_ENDPOINT", "off") // the machine may be a server of a real cloud
@@ -110,6 +111,7 @@ func TestScripts(t *testing.T) {
 			"capture":    cmdCapture,
 			"patch":      cmdPatch,
 			"noise":      cmdNoise,
+			"steps":      cmdSteps,
 			"documents":  cmdDocuments,
 		},
 	})
