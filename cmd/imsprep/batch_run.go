@@ -134,7 +134,7 @@ func (a *app) runBatch(ctx context.Context, file string, f *batchRunFlags) error
 	if f.dryRun {
 		return a.dryRunBatch(ctx, r)
 	}
-	view := a.newBatchView(p)
+	view := a.newBatchView(p, r.Select)
 	r.Events = func(e batch.Event) {
 		if e.Result != nil {
 			a.metrics.uploaded(&e.Result.Upload)

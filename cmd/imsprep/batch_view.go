@@ -27,7 +27,7 @@ type batchView interface {
 	close()
 }
 
-func (a *app) newBatchView(p *batch.Plan) batchView {
+func (a *app) newBatchView(p *batch.Plan, selected func(*batch.Image) bool) batchView {
 	kind := a.flags.progress
 	if kind == progressAuto {
 		kind = progressLines
@@ -40,7 +40,13 @@ func (a *app) newBatchView(p *batch.Plan) batchView {
 	}
 	switch kind {
 	case progressBar:
-		return newBatchBars(a.err, p)
+		n := 0
+		for i := range p.Images {
+			if selected(&p.Images[i]) {
+				n++
+			}
+		}
+		return newBatchBars(a.err, n)
 	case progressLines:
 		return &batchLines{w: a.err, last: map[string]time.Time{}}
 	case progressJSON:
@@ -158,7 +164,7 @@ type batchBars struct {
 
 	mu   sync.Mutex
 	bars map[string]*batchBar
-	plan *batch.Plan
+	of   int // images
 	// counts are of images by their last status.
 	status map[string]batch.Status
 }
@@ -169,10 +175,10 @@ type batchBar struct {
 	text string
 }
 
-func newBatchBars(w io.Writer, p *batch.Plan) *batchBars {
-	b := &batchBars{p: mpb.New(mpb.WithOutput(w), mpb.WithWidth(24), mpb.WithAutoRefresh()), plan: p,
+func newBatchBars(w io.Writer, of int) *batchBars {
+	b := &batchBars{p: mpb.New(mpb.WithOutput(w), mpb.WithWidth(24), mpb.WithAutoRefresh()), of: of,
 		bars: map[string]*batchBar{}, status: map[string]batch.Status{}}
-	b.total = b.p.New(int64(len(p.Images)), barStyle(), mpb.BarPriority(1<<30),
+	b.total = b.p.New(int64(of), barStyle(), mpb.BarPriority(1<<30),
 		mpb.PrependDecorators(decor.Name(fmt.Sprintf("%-28s", "all"))),
 		mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return b.summary() })))
 	return b
@@ -189,7 +195,7 @@ func (b *batchBars) summary() string {
 	for _, s := range b.status {
 		count[s]++
 	}
-	s := fmt.Sprintf(" %d of %d done", count[batch.StatusDone], len(b.plan.Images))
+	s := fmt.Sprintf(" %d of %d done", count[batch.StatusDone], b.of)
 	for _, status := range []batch.Status{batch.StatusRunning, batch.StatusWaiting, batch.StatusFailed, batch.StatusRefused} {
 		if n := count[status]; n > 0 {
 			s += fmt.Sprintf(", %d %s", n, status)

@@ -85,9 +85,23 @@ type Event struct {
 }
 
 // FailedError says that a batch has ended, and that some of its images failed.
-type FailedError struct{ Failed, Refused, Of int }
+type FailedError struct {
+	Failed, Refused, Of int
+	Err                 error // what kept states from being written, nil if nothing did
+}
 
 func (e *FailedError) Error() string {
+	s := e.count()
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the cause that they have in common.
+func (e *FailedError) Unwrap() error { return e.Err }
+
+func (e *FailedError) count() string {
 	switch {
 	case e.Refused == 0:
 		return fmt.Sprintf("%d of %d images failed", e.Failed, e.Of)
@@ -135,6 +149,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var busy []int
+	var lost []error // what keeps states from being kept
 	left := 0
 	for n, at := range selected {
 		if err := r.uploads.Acquire(ctx, 1); err != nil {
@@ -148,10 +163,13 @@ func (r *Runner) Run(ctx context.Context) error {
 		slot := &slot{r.uploads, true}
 		wg.Go(func() {
 			defer slot.release()
-			if r.one(ctx, at, slot) == errBusy {
-				mu.Lock()
+			err := r.one(ctx, at, slot)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == errBusy {
 				busy = append(busy, at)
-				mu.Unlock()
+			} else if err != nil {
+				lost = append(lost, err)
 			}
 		})
 	}
@@ -162,7 +180,12 @@ func (r *Runner) Run(ctx context.Context) error {
 		}
 		r.afterOther(ctx, at)
 	}
-	return r.outcome(ctx, selected, left)
+	err := r.outcome(ctx, selected, left, true)
+	var failed *FailedError
+	if len(lost) > 0 && errors.As(err, &failed) {
+		failed.Err = lost[0]
+	}
+	return err
 }
 
 // RunOne imports one image of the plan, by its index from 0, as [Runner.Run] does. It fails with a
@@ -184,7 +207,7 @@ func (r *Runner) RunOne(ctx context.Context, index int) error {
 	case err != nil && ctx.Err() == nil:
 		return err
 	}
-	if err := r.outcome(ctx, []int{index}, 0); err != nil {
+	if err := r.outcome(ctx, []int{index}, 0, false); err != nil {
 		return err
 	}
 	s, err := r.Status(ctx, index)
@@ -215,17 +238,17 @@ func (r *Runner) selected() []int {
 	return list
 }
 
-// outcome looks at what became of the images.
-func (r *Runner) outcome(ctx context.Context, selected []int, left int) error {
+// outcome looks at what became of the images. With all, none may be left undone.
+func (r *Runner) outcome(ctx context.Context, selected []int, left int, all bool) error {
 	failed := &FailedError{Of: len(selected)}
 	for _, at := range selected {
 		switch s, err := r.Status(context.WithoutCancel(ctx), at); {
 		case err != nil:
 			failed.Failed++
-		case s.Status == StatusFailed:
-			failed.Failed++
 		case s.Status == StatusRefused:
 			failed.Refused++
+		case s.Status == StatusFailed, all && s.Status != StatusDone && s.Status != StatusSkipped:
+			failed.Failed++
 		}
 	}
 	switch {

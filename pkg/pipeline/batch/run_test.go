@@ -487,6 +487,22 @@ func TestRunOne(t *testing.T) {
 	}
 }
 
+// TestNoPlaceForStates: without a place for its state an image isn't imported, and that isn't success.
+func TestNoPlaceForStates(t *testing.T) {
+	c := newCloud(t, imstest.Options{})
+	c.disk(t, "d.raw", 1)
+	r := c.runner(c.plan(t, "images: [{name: a, source: d.raw}]\n"))
+	r.Store = batch.NewFileStore(filepath.Join(c.dir, "d.raw"), "b") // a file
+	var failed *batch.FailedError
+	var state *batch.StateError
+	if err := r.Run(t.Context()); !errors.As(err, &failed) || failed.Failed != 1 || !errors.As(err, &state) {
+		t.Errorf("got %v", err)
+	}
+	if n := len(c.images(t)); n != 0 {
+		t.Errorf("%d images", n)
+	}
+}
+
 func TestStateRoundTrip(t *testing.T) {
 	s := batch.NewFileStore(t.TempDir(), "b")
 	if got, err := s.Load(t.Context(), "a"); got != nil || err != nil {
