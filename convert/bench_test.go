@@ -77,3 +77,29 @@ func BenchmarkRead(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkWriteRAW converts a QCOW2 of compressed clusters to a sparse RAW file, all workers at work. An op
+// is a disk of 32 MiB.
+func BenchmarkWriteRAW(b *testing.B) {
+	dir := b.TempDir()
+	raw, packed := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.qcow2")
+	if err := os.WriteFile(raw, patternedDisk(32<<20), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	if out, err := exec.Command("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", raw, packed).CombinedOutput(); err != nil {
+		b.Fatalf("qemu-img: %v: %s", err, out)
+	}
+	d, err := convert.Open(context.Background(), packed, convert.OpenOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	b.SetBytes(d.Size())
+	b.ReportAllocs()
+	for b.Loop() {
+		o := convert.RAWOptions{Overwrite: true, NoSync: true}
+		if _, err := convert.WriteRAW(context.Background(), d, filepath.Join(dir, "out.raw"), o); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
