@@ -36,6 +36,10 @@ help: ## list the targets
 demo: build ## take a real QCOW2 disk to an image id on a cloud on this machine, and compare the content
 	@scripts/demo.sh
 
+.PHONY: demo-batch
+demo-batch: setup build ## import twelve mixed disks as a batch into a cloud on this machine, with a run that is killed
+	@scripts/demo-batch.sh
+
 .PHONY: build
 build: ## build bin/imsprep and bin/localcloud
 	CGO_ENABLED=0 $(GO) build $(BUILD) -o bin/ ./cmd/imsprep

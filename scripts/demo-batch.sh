@@ -99,9 +99,10 @@ inside() {
 		kill -0 $pid 2>/dev/null || fail "the run ended before it sent the large disk: $(tail -n 3 "$log")"
 		sleep 0.05
 	done
-	kill -KILL $pid
+	kill -KILL $pid 2>/dev/null || true
 	wait $pid 2>/dev/null || true
 	"$imsprep" batch status "$plan"
+	"$imsprep" batch status "$plan" --json >"$dir/killed.json"
 
 	step "The same command again"
 	code=0
@@ -117,7 +118,9 @@ inside() {
 	for want in broken=refused hostile=refused doubtful=failed large=done shop=done shop-data-1=done; do
 		[ "$(image "${want%=*}" status "$report")" = "${want#*=}" ] || fail "${want%=*} is $(image "${want%=*}" status "$report")"
 	done
-	[ "$(image large runs "$report")" = 2 ] || fail "the large disk took $(image large runs "$report") runs"
+	# On a machine that is too busy to kill it in time it may have been done before.
+	[ "$(image large status "$dir/killed.json")" = done ] || [ "$(image large runs "$report")" = 2 ] ||
+		fail "the large disk took $(image large runs "$report") runs"
 	[ "$(image shop-data-1 type "$report")" = data ] || fail "the second disk of the machine isn't a data disk"
 	grep -q '<!DOCTYPE html>' "$dir/report/report.html" || fail "there is no page"
 
