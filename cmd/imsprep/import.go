@@ -43,7 +43,7 @@ func (u *uploadFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&u.zeroCopy, "zero-copy", "auto", "make zero parts by copying on the server: auto, on, off")
 	f.BoolVar(&u.keepZeros, "keep-zeros", false, "leave the object of zeros that is copied from in the bucket, under imsprep-zeros/, for the next uploads")
-	f.Var(&u.partSize, "part-size", "size of a data part, such as 16MiB (default: the smallest that fits 10,000 parts, from 16MiB)")
+	f.Var(&u.partSize, "part-size", "size of a data part, such as 16MiB (default: the smallest that fits 10,000 parts, from 8MiB)")
 	u.line.add(cmd, "parts that are sent")
 	f.BoolVar(&u.overwrite, "overwrite", false, "replace an object of the same key")
 	f.StringVar(&u.format, "format", string(pipeline.FormatAuto), "what the object is: auto, raw, zvhd2; auto goes by the key's ending, else it is raw where its bitmap's layout is confirmed, else zvhd2")

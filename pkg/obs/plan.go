@@ -24,7 +24,7 @@ const Grain = 64 << 10
 // Defaults of PlanOptions.
 const (
 	DefaultBlockSize    = Grain
-	DefaultPartSize     = 16 << 20
+	DefaultPartSize     = 8 << 20
 	DefaultMemoryBudget = 256 << 20
 	DefaultWorkers      = 16
 )

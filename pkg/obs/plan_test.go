@@ -198,10 +198,10 @@ func TestPlanSparseTiB(t *testing.T) {
 	checkPlan(t, p, size, seq(es...), PlanOptions{})
 	s := p.Summary()
 	t.Logf("%+v, part size %d, workers %d, zero object %d", s, p.PartSize, p.Workers, p.ZeroObjectSize)
-	if p.PartSize != 16<<20 || p.Workers != 16 || s.Memory > 256<<20 {
+	if p.PartSize != 8<<20 || p.Workers != 16 || s.Memory > 200<<20 {
 		t.Fatalf("part size %d, %d workers, memory %d", p.PartSize, p.Workers, s.Memory)
 	}
-	if s.SendParts > 40*9 || s.CopyParts > 40*27 || s.BytesToSend > 41*(128<<20) {
+	if s.SendParts > 40*17 || s.CopyParts > 40*27 || s.BytesToSend > 41*(128<<20) {
 		t.Fatalf("%+v", s)
 	}
 }
