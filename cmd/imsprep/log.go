@@ -54,7 +54,7 @@ func (a *app) startLog() error {
 	return nil
 }
 
-// logger is the log, or nil if there is none.
+// logging tells whether there is a log.
 func (a *app) logging() bool { return a.log != nil }
 
 // logWriter writes the log's lines to standard error, above a progress bar if there is one.

@@ -60,7 +60,7 @@ func (p *packerFlags) source(a *app) (string, error) {
 		err = usagef("the Packer manifest %s, build %q: %w", p.manifest, b.FullName(), err)
 		var d *packer.DiskError
 		if errors.As(err, &d) && len(d.Disks) > 1 {
-			err = fmt.Errorf("%w\n  Give --packer-disk NAME for one of them, or that file instead of the manifest.", err)
+			err = fmt.Errorf("%w\n  Give --packer-disk NAME for one of them, or that file instead of the manifest", err)
 		}
 		return "", err
 	}
@@ -77,7 +77,7 @@ func (p *packerFlags) source(a *app) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("the disk of the build %q in the Packer manifest %s: %w\n"+
 			"  Files of a manifest are looked for from its folder on, then from this one. A later build may have removed it,\n"+
-			"  as a post-processor does that doesn't keep its input artifact.", b.FullName(), p.manifest, err)
+			"  as a post-processor does that doesn't keep its input artifact", b.FullName(), p.manifest, err)
 	}
 	for _, f := range b.Files {
 		if f.Name == name && f.Size != info.Size() {

@@ -122,7 +122,7 @@ func (p *postProcessor) disk(input packersdk.Artifact) (path, format string, err
 	if err != nil {
 		var several *packer.DiskError
 		if errors.As(err, &several) && len(several.Disks) > 1 {
-			err = fmt.Errorf("%w\n  Name one of them in the option disk, in a post-processor each.", err)
+			err = fmt.Errorf("%w\n  Name one of them in the option disk, in a post-processor each", err)
 		}
 		return "", "", err
 	}
