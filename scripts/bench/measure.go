@@ -27,7 +27,7 @@ import (
 type benchCase struct {
 	section string
 	name    string
-	slow    bool                            // few rounds will do
+	most    int                             // rounds that will do, 0 = all
 	prepare func(ctx context.Context) error // makes what the tools read, unless it is there
 	warm    []string                        // read before each round
 	tools   []tool
@@ -35,8 +35,8 @@ type benchCase struct {
 }
 
 func (bc *benchCase) rounds(c config) int {
-	if bc.slow {
-		return min(c.runs, 3)
+	if bc.most > 0 {
+		return min(c.runs, bc.most)
 	}
 	return c.runs
 }
