@@ -18,7 +18,7 @@ var version = "0.0.0"
 func main() {
 	set := plugin.NewSet()
 	set.RegisterPostProcessor(plugin.DEFAULT_NAME, new(postProcessor))
-	set.SetVersion(sdkversion.InitializePluginVersion(version, "dev"))
+	set.SetVersion(sdkversion.NewPluginVersion(version, "dev", ""))
 	if err := set.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
