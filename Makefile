@@ -59,7 +59,7 @@ test: setup ## run the tests of all modules
 .PHONY: race
 race: ## run the tests of all modules in which goroutines of ours run with the race detector
 	@scripts/setup.sh race
-	@for m in $(RACE_MODULES); do echo "go test -race ./... in $$m"; (cd $$m && CGO_ENABLED=1 $(GO) test -vet=off -race -timeout 30m ./...) || exit 1; done
+	@for m in $(RACE_MODULES); do echo "go test -race ./... in $$m"; (cd $$m && GO="$(GO)" $(CURDIR)/scripts/race.sh) || exit 1; done
 
 .PHONY: lint
 lint: ## gofmt, go vet and staticcheck on all modules
