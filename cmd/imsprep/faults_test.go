@@ -530,8 +530,11 @@ func TestFaultSlowDown(t *testing.T) {
 	})
 }
 
-// gate is a transport that looks how many parts are under way: it waits until four are, and when those have
-// been answered with SlowDown, sees that there are two for a while, and then more again.
+// gate is a transport that looks how many parts are under way: it waits until four are, passes their answers on
+// when each of them has been told to slow down, sees that there are two for a while, and then more again.
+//
+// The answers wait for each other so that nothing else is under way at the cut: a request of before would count
+// for the recovery, and one of after it could be the one that is slowed down.
 type gate struct {
 	next http.RoundTripper
 
@@ -559,7 +562,7 @@ func (g *gate) RoundTrip(r *http.Request) (*http.Response, error) {
 	g.changed.Broadcast()
 	switch {
 	case before && sent:
-		g.wait(func() bool { return g.under >= 4 || g.slowed > 0 })
+		g.wait(func() bool { return g.under >= 4 })
 	case !before && g.good < g.enough:
 		g.most = max(g.most, g.under)
 	case !before:
@@ -572,9 +575,6 @@ func (g *gate) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := g.next.RoundTrip(r)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !before || sent {
-		g.under--
-	}
 	if err == nil {
 		if resp.StatusCode == http.StatusServiceUnavailable {
 			g.slowed++
@@ -583,6 +583,12 @@ func (g *gate) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 	g.changed.Broadcast()
+	if before && sent {
+		g.wait(func() bool { return g.slowed >= 4 })
+	}
+	if !before || sent {
+		g.under--
+	}
 	return resp, err
 }
 
