@@ -11,11 +11,14 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // localcloud is the object storage that uploads go to.
 type localcloud struct {
 	b   *bench
+	dir string
 	cmd *exec.Cmd
 	env []string
 }
@@ -26,11 +29,12 @@ func (l *localcloud) start(ctx context.Context, use func(env []string)) error {
 		use(l.env)
 		return nil
 	}
-	dir := l.b.path("cloud")
-	if err := os.RemoveAll(dir); err != nil {
+	var err error
+	if l.dir, err = l.b.cloudDir(); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, l.b.cloud, "--dir", dir)
+	l.b.say("the local cloud's buckets are in %s", l.dir)
+	cmd := exec.CommandContext(ctx, l.b.cloud, "--dir", l.dir)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -87,11 +91,28 @@ func (l *localcloud) start(ctx context.Context, use func(env []string)) error {
 	}
 }
 
+// cloudDir makes the folder of the local cloud. A bucket isn't on the disk that the tools read from and write to, so
+// it is in memory, where that has room for what three tools upload, what they write, and as much again.
+func (b *bench) cloudDir() (string, error) {
+	in := b.buckets
+	if in == "" {
+		in = b.dir
+		const memory = "/dev/shm"
+		var fs unix.Statfs_t
+		var sys unix.Sysinfo_t
+		need := uint64(b.gib * gib * 4)
+		if unix.Statfs(memory, &fs) == nil && fs.Bavail*uint64(fs.Bsize) > need && unix.Sysinfo(&sys) == nil && uint64(sys.Totalram)*uint64(sys.Unit) > need {
+			in = memory
+		}
+	}
+	return os.MkdirTemp(in, "imsprep-bench-cloud-")
+}
+
 func (l *localcloud) stop() {
 	if l.cmd == nil {
 		return
 	}
 	_ = l.cmd.Process.Signal(os.Interrupt)
 	_ = l.cmd.Wait()
-	_ = os.RemoveAll(l.b.path("cloud"))
+	_ = os.RemoveAll(l.dir)
 }

@@ -82,7 +82,7 @@ func (b *bench) base(ctx context.Context) (string, error) {
 		if err := os.WriteFile(list, []byte(proto), 0o644); err != nil {
 			return err
 		}
-		if err := command(ctx, "", "mkfs.xfs", "-q", "-f", "-p", list, xfs); err != nil {
+		if err := command(ctx, "", "mkfs.xfs", "-q", "-f", "-d", "agcount=2", "-p", list, xfs); err != nil {
 			return err
 		}
 		disk, err := os.Create(temp)

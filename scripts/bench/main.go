@@ -30,11 +30,13 @@ const usage = `usage: make bench, with any of these in front of it:
   BENCH_MINUTES=N   begin no measurement later than this (default: 22)
   BENCH_ONLY=zstd   only cases whose name the expression matches; writes no documents
   BENCH_DIR=DIR     where disks and results are kept (default: bin/bench)
+  BENCH_CLOUD=DIR   a folder for the local cloud's buckets (default: in memory if there is enough)
   BENCH_WRITE=0     leave README.md and docs/performance.md alone`
 
 // config is what the environment says.
 type config struct {
 	dir     string // disks, results and outputs
+	buckets string // of the local cloud; "" chooses
 	gib     int64  // virtual size of the disks; half of it is data
 	scale   int64  // GiB of data of the disks of up to 1 TiB
 	runs    int
@@ -46,9 +48,10 @@ type config struct {
 }
 
 func main() {
-	if len(os.Args) == 4 && os.Args[1] == "go-qcow2reader" {
-		if err := libraryConvert(os.Args[2], os.Args[3]); err != nil {
-			fmt.Fprintln(os.Stderr, "go-qcow2reader:", err)
+	if len(os.Args) == 4 && (os.Args[1] == toolLibrary || os.Args[1] == toolPass) {
+		do := map[string]func(src, dst string) error{toolLibrary: libraryConvert, toolPass: bitmapPass}[os.Args[1]]
+		if err := do(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", os.Args[1], err)
 			os.Exit(1)
 		}
 		return
@@ -97,6 +100,11 @@ func fromEnvironment() (c config, err error) {
 	c.write = !quick && only == "" && os.Getenv("BENCH_WRITE") != "0"
 	if c.dir = os.Getenv("BENCH_DIR"); c.dir == "" {
 		c.dir = filepath.Join("bin", "bench")
+	}
+	if c.buckets = os.Getenv("BENCH_CLOUD"); c.buckets != "" {
+		var e error
+		c.buckets, e = filepath.Abs(c.buckets)
+		err = errors.Join(err, e)
 	}
 	for path, to := range map[string]*string{c.dir: &c.dir, "bin/imsprep": &c.imsprep, "bin/localcloud": &c.cloud} {
 		var e error

@@ -130,6 +130,7 @@ func (b *bench) measure(ctx context.Context, t tool, check func() error) (r resu
 	cmd.Stdout, cmd.Stderr = out, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	unix.Sync() // nobody waits for what another has left to be written
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
 		return r, err

@@ -113,7 +113,8 @@ func (b *bench) report(cases []*benchCase) report {
 	}
 	if list := bySection[sectionWhole]; len(list) > 0 {
 		fmt.Fprintf(&full, "\n### The whole job\n\nFrom the disk (%s) to object and bitmap in the local cloud; %d rounds. Today's way converts to a RAW file with qemu-img, reads it\n"+
-			"once for the bitmap, and uploads both. The server runs on the same processors, its time isn't counted.\n\n", list[0].name, b.rounds(list))
+			"once for the bitmap (all of it: who makes one today doesn't ask for holes), and uploads both. The server runs on the same processors, its time\n"+
+			"isn't counted, and its buckets are in memory if there is room.\n\n", list[0].name, b.rounds(list))
 		full.WriteString("| way | wall s | CPU s | sent MiB | written to disk MiB | ratio wall | ratio CPU |\n|---|---|---|---|---|---|---|\n")
 		short.WriteString("\nThe whole job, disk to object and bitmap in the local cloud, against qemu-img, a pass for the bitmap, and an upload: ")
 		var parts []string
