@@ -29,6 +29,7 @@ type benchCase struct {
 	name    string
 	most    int                             // rounds that will do, 0 = all
 	prepare func(ctx context.Context) error // makes what the tools read, unless it is there
+	memory  func() (dir string, size int64) // what is written where beforehand, nil: a disk's size where the disks are
 	warm    []string                        // read before each round
 	tools   []tool
 	check   func(ctx context.Context) error // of the first tool's output, in the first round
@@ -73,13 +74,17 @@ func (b *bench) round(ctx context.Context, bc *benchCase, round int) error {
 			return fmt.Errorf("prepare: %w", err)
 		}
 	}
+	dir, size := b.dir, b.gib*gib
+	if bc.memory != nil {
+		dir, size = bc.memory()
+	}
+	if err := touchMemory(filepath.Join(dir, "warm"), size); err != nil {
+		return err
+	}
 	for _, file := range bc.warm {
 		if err := readThrough(file); err != nil {
 			return err
 		}
-	}
-	if err := touchMemory(b.path("warm"), b.gib<<30); err != nil {
-		return err
 	}
 	var failed []error
 	for i, t := range bc.tools {
