@@ -170,8 +170,12 @@ func (l *limiter) drop() {
 // room is how many parts may be held.
 func (l *limiter) room() int { return min(l.climber.level+ahead(l.climber.level), l.most) }
 
+// maxAhead keeps DefaultWorkers parts of DefaultPartSize, and all else that an upload needs, below 200 MB. Where many
+// requests are under way reading isn't what holds them up.
+const maxAhead = 2
+
 // ahead is how many parts are read while as many as the level are sent.
-func ahead(level int) int { return max(1, level/2) }
+func ahead(level int) int { return max(1, min(level/2, maxAhead)) }
 
 func (l *limiter) wait(ctx context.Context, taken func() bool) error {
 	for {
