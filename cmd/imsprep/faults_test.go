@@ -622,7 +622,7 @@ func TestFaultSlowDownHalves(t *testing.T) {
 	}
 	g := &gate{next: &http.Transport{}, enough: 8 * 2} // see recoverAfter in pkg/obs
 	g.changed = sync.NewCond(&g.mu)
-	defer time.AfterFunc(time.Minute, func() {
+	defer time.AfterFunc(5*time.Minute, func() { // a busy machine under the race detector took one
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.late = true
