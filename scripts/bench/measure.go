@@ -74,17 +74,17 @@ func (b *bench) round(ctx context.Context, bc *benchCase, round int) error {
 			return fmt.Errorf("prepare: %w", err)
 		}
 	}
+	for _, file := range bc.warm {
+		if err := readThrough(file); err != nil {
+			return err
+		}
+	}
 	dir, size := b.dir, b.gib*gib
 	if bc.memory != nil {
 		dir, size = bc.memory()
 	}
 	if err := touchMemory(filepath.Join(dir, "warm"), size); err != nil {
 		return err
-	}
-	for _, file := range bc.warm {
-		if err := readThrough(file); err != nil {
-			return err
-		}
 	}
 	var failed []error
 	for i, t := range bc.tools {
