@@ -154,8 +154,8 @@ func (b *bench) wholeCase(cloud *localcloud) *benchCase {
 			}
 		})
 	}
-	// Two thirds of it for what the three of them upload, the rest for an upload's parts.
-	bc.memory = func() (string, int64) { return cloud.dir, b.wholeGiB() * gib }
+	// The data is stored twice, as parts and as the object.
+	bc.memory = func() (string, int64) { return cloud.dir, b.gib * gib * 9 / 8 }
 	// What there is to do today.
 	today := `qemu-img convert -m 16 -W -f qcow2 -O raw "$SRC" "$RAW"
 "$BENCH" ` + toolPass + ` "$RAW" "$MF"

@@ -29,7 +29,7 @@ type benchCase struct {
 	name    string
 	most    int                             // rounds that will do, 0 = all
 	prepare func(ctx context.Context) error // makes what the tools read, unless it is there
-	memory  func() (dir string, size int64) // what is written where beforehand, nil: a disk's size where the disks are
+	memory  func() (dir string, size int64) // what is touched where beforehand, nil: a disk's data where the disks are
 	warm    []string                        // read before each round
 	tools   []tool
 	check   func(ctx context.Context) error // of the first tool's output, in the first round
@@ -79,13 +79,6 @@ func (b *bench) round(ctx context.Context, bc *benchCase, round int) error {
 			return err
 		}
 	}
-	dir, size := b.dir, b.gib*gib
-	if bc.memory != nil {
-		dir, size = bc.memory()
-	}
-	if err := touchMemory(filepath.Join(dir, "warm"), size); err != nil {
-		return err
-	}
 	var failed []error
 	for i, t := range bc.tools {
 		if err := ctx.Err(); err != nil {
@@ -94,6 +87,14 @@ func (b *bench) round(ctx context.Context, bc *benchCase, round int) error {
 		var check func() error
 		if i == 0 && round == 0 && bc.check != nil {
 			check = func() error { return bc.check(ctx) }
+		}
+		unix.Sync() // nobody waits for what another has left to be written
+		dir, size := b.dir, b.gib*gib*9/16
+		if bc.memory != nil {
+			dir, size = bc.memory()
+		}
+		if err := touchMemory(filepath.Join(dir, "warm"), size); err != nil {
+			return err
 		}
 		r, err := b.measure(ctx, t, check)
 		if err != nil {
@@ -135,7 +136,6 @@ func (b *bench) measure(ctx context.Context, t tool, check func() error) (r resu
 	cmd.Stdout, cmd.Stderr = out, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	unix.Sync() // nobody waits for what another has left to be written
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
 		return r, err
@@ -192,9 +192,10 @@ func readIO(pid int) (read, written int64) {
 	return read, written
 }
 
-// touchMemory writes a file of so many bytes and removes it, so that there are free pages for what the first tool
-// writes. A virtual machine may have given those it didn't use back to its host, and whoever needs them first
-// waits for them: three times as long as all that come later, on the machine where this was noticed.
+// touchMemory writes a file of so many bytes and removes it, so that there are free pages for what a tool writes. A
+// virtual machine gives those it doesn't use back to its host, some within a second, and whoever needs them next
+// waits for them: the first tool three times as long as the one that finds the first one's pages, on the machine
+// where this was noticed.
 func touchMemory(path string, size int64) (err error) {
 	f, err := os.Create(path)
 	if err != nil {
