@@ -80,10 +80,12 @@ func (b *bench) round(ctx context.Context, bc *benchCase, round int) error {
 		}
 	}
 	var failed []error
-	for i, t := range bc.tools {
+	for n := range bc.tools {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		i := (n + round) % len(bc.tools) // each begins a round, for it makes a difference what ran before
+		t := bc.tools[i]
 		var check func() error
 		if i == 0 && round == 0 && bc.check != nil {
 			check = func() error { return bc.check(ctx) }
