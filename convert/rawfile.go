@@ -51,6 +51,11 @@ func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (
 	return s.Stats(), err
 }
 
+// maxWrite is the most that is written in one call, in bytes. The kernel makes the pages of a file as large as the
+// writes that fill them, and large ones are what a virtual machine gives back to its host first and waits for when it
+// takes them again: on such a one 2 MiB at a time take twice as long, or longer.
+const maxWrite = 256 << 10
+
 // writeSparse writes those grains of p that are not all zero.
 func writeSparse(f *os.File, p []byte, off int64) error {
 	for start := 0; start < len(p); {
@@ -59,7 +64,7 @@ func writeSparse(f *os.File, p []byte, off int64) error {
 			start = end
 			continue
 		}
-		for end < len(p) {
+		for end < min(start+maxWrite, len(p)) {
 			next := min(end+holeGrain, len(p))
 			if IsZero(p[end:next]) {
 				break

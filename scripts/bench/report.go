@@ -115,20 +115,30 @@ func (b *bench) report(cases []*benchCase) report {
 		fmt.Fprintf(&full, "\n### The whole job\n\nFrom the disk (%s) to object and bitmap in the local cloud; %d rounds. Today's way converts to a RAW file with qemu-img, reads it\n"+
 			"once for the bitmap (all of it: who makes one today doesn't ask for holes), and uploads both. The server runs on the same processors, its time\n"+
 			"isn't counted, and its buckets are in memory if there is room.\n\n", list[0].name, b.rounds(list))
-		full.WriteString("| way | wall s | CPU s | sent MiB | written to disk MiB | ratio wall | ratio CPU |\n|---|---|---|---|---|---|---|\n")
+		full.WriteString("| way | wall s | CPU s | sent MiB | written to disk MiB | ratio wall | ratio CPU | ZVHD2: ratio wall | ratio CPU |\n|---|---|---|---|---|---|---|---|---|\n")
 		short.WriteString("\nThe whole job, disk to object and bitmap in the local cloud, against qemu-img, a pass for the bitmap, and an upload: ")
-		var parts []string
 		for _, bc := range list {
-			for i, t := range bc.tools {
-				n := b.numbers(bc, t.name)
-				fmt.Fprintf(&full, "| %s | %.1f | %.1f | %d | %d | %s |\n", t.name, n.wall, n.cpu, n.sent>>20, n.write>>20, b.ratioCells(bc, t.name))
-				if wall, _ := b.ratios(bc, toolImsprep, t.name); i > 0 {
-					parts = append(parts, fmt.Sprintf("**%.2f** of the time with %s", wall, t.name[strings.LastIndex(t.name, " ")+1:]))
-				}
+			against := func(tool string) string {
+				s3cmd, _ := b.ratios(bc, tool, toolS3cmd)
+				rclone, _ := b.ratios(bc, tool, toolRclone)
+				return fmt.Sprintf("**%.2f** of the time with s3cmd and **%.2f** of that with rclone", s3cmd, rclone)
 			}
-			short.WriteString(strings.Join(parts, ", "))
-			n, p := b.numbers(bc, toolImsprep), b.numbers(bc, bc.tools[1].name)
-			fmt.Fprintf(&short, ";\n%d instead of %d MiB sent, %d instead of %d MiB written to disk.\n", n.sent>>20, p.sent>>20, n.write>>20, p.write>>20)
+			for _, t := range bc.tools {
+				n := b.numbers(bc, t.name)
+				packed := " | "
+				if t.name == toolS3cmd || t.name == toolRclone {
+					wall, cpu := b.ratios(bc, toolZVHD2, t.name)
+					packed = fmt.Sprintf("%.2f | %.2f", wall, cpu)
+				}
+				raw := " | "
+				if packed != raw {
+					raw = b.ratioCells(bc, t.name)
+				}
+				fmt.Fprintf(&full, "| %s | %.1f | %.1f | %d | %d | %s | %s |\n", t.name, n.wall, n.cpu, n.sent>>20, n.write>>20, raw, packed)
+			}
+			raw, packed, s3cmd := b.numbers(bc, toolImsprep), b.numbers(bc, toolZVHD2), b.numbers(bc, toolS3cmd)
+			fmt.Fprintf(&short, "as RAW\n%s, as ZVHD2 of level 1 %s; %d (RAW)\nand %d (ZVHD2) instead of %d MiB sent, %d instead of %d MiB written to disk.\n", against(toolImsprep), against(toolZVHD2),
+				raw.sent>>20, packed.sent>>20, s3cmd.sent>>20, raw.write>>20, s3cmd.write>>20)
 		}
 	}
 	if list := bySection[sectionZVHD2]; len(list) > 0 {
