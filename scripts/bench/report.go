@@ -90,7 +90,7 @@ func (b *bench) report(cases []*benchCase) report {
 
 	if list := bySection[sectionConvert]; len(list) > 0 {
 		fmt.Fprintf(&short, "Converting disks of %d GiB, half of it files, to sparse RAW; wall time against the fastest of qemu-img, nbdcopy and (QCOW2, RAW)\n"+
-			"go-qcow2reader, and processor time against qemu-img's; %d processors, medians of %d rounds (`make bench`):\n\n",
+			"go-qcow2reader, and processor time against qemu-img's; %d processors, medians of %d or more rounds (`make bench`):\n\n",
 			b.gib, runtime.NumCPU(), b.rounds(list))
 		short.WriteString("| disk | wall ÷ fastest peer's | CPU ÷ qemu-img's | peak memory |\n|---|---|---|---|\n")
 		fmt.Fprintf(&full, "\n### Converting to sparse RAW\n\nNobody waits until the file is on the disk (`--no-sync`); %d rounds. Read: bytes that went "+
