@@ -125,16 +125,12 @@ func (b *bench) report(cases []*benchCase) report {
 			}
 			for _, t := range bc.tools {
 				n := b.numbers(bc, t.name)
-				packed := " | "
+				ratios := " |  |  | "
 				if t.name == toolS3cmd || t.name == toolRclone {
 					wall, cpu := b.ratios(bc, toolZVHD2, t.name)
-					packed = fmt.Sprintf("%.2f | %.2f", wall, cpu)
+					ratios = fmt.Sprintf("%s | %.2f | %.2f", b.ratioCells(bc, t.name), wall, cpu)
 				}
-				raw := " | "
-				if packed != raw {
-					raw = b.ratioCells(bc, t.name)
-				}
-				fmt.Fprintf(&full, "| %s | %.1f | %.1f | %d | %d | %s | %s |\n", t.name, n.wall, n.cpu, n.sent>>20, n.write>>20, raw, packed)
+				fmt.Fprintf(&full, "| %s | %.1f | %.1f | %d | %d | %s |\n", t.name, n.wall, n.cpu, n.sent>>20, n.write>>20, ratios)
 			}
 			raw, packed, s3cmd := b.numbers(bc, toolImsprep), b.numbers(bc, toolZVHD2), b.numbers(bc, toolS3cmd)
 			fmt.Fprintf(&short, "as RAW\n%s, as ZVHD2 of level 1 %s; %d (RAW)\nand %d (ZVHD2) instead of %d MiB sent, %d instead of %d MiB written to disk.\n", against(toolImsprep), against(toolZVHD2),
