@@ -80,9 +80,7 @@ type bitReader struct {
 // fill makes n at least 56, or as much as there is.
 func (r *bitReader) fill() {
 	if len(r.src)-r.pos >= 8 {
-		r.buf |= binary.LittleEndian.Uint64(r.src[r.pos:]) << (r.n & 63)
-		r.pos += int((63 - r.n) >> 3)
-		r.n |= 56
+		r.buf, r.pos, r.n = refill(r.buf, r.src, r.pos, r.n)
 		return
 	}
 	for r.n < 56 && r.pos < len(r.src) {
@@ -90,6 +88,11 @@ func (r *bitReader) fill() {
 		r.pos++
 		r.n += 8
 	}
+}
+
+// refill makes n at least 56, of a bitReader's fields in variables, if src has 8 bytes at pos.
+func refill(buf uint64, src []byte, pos int, n uint) (uint64, int, uint) {
+	return buf | binary.LittleEndian.Uint64(src[pos:])<<(n&63), pos + int((63-n)>>3), n | 56
 }
 
 // take returns the next k bits, at most 16, or ok false if there aren't as many.
@@ -184,10 +187,10 @@ func (d *Decoder) stored(dst []byte, out int, r *bitReader) (int, error) {
 }
 
 // fastIn and fastOut are how much input and room an iteration of block's loop needs: two fillings of the
-// buffer, and three literals, a longest match and what a copy in words writes more.
+// buffer, and three literals, a longest match and what a copy of whole words writes more.
 const (
 	fastIn  = 2 * 8
-	fastOut = 3 + maxMatch + 2*8
+	fastOut = 3 + maxMatch + 3*8
 )
 
 const maxMatch = 258
@@ -196,13 +199,16 @@ const maxMatch = 258
 func (d *Decoder) block(dst []byte, out int, r *bitReader) (int, error) {
 	src, pos, buf, n := r.src, r.pos, r.buf, r.n
 	var failed error
+	// What comes next is looked up early: before a match is copied, and before the loop.
+	if len(src)-pos < fastIn || len(dst)-out < fastOut {
+		return d.carefully(dst, out, r)
+	}
+	buf, pos, n = refill(buf, src, pos, n)
+	e := d.literal[buf&(1<<literalBits-1)]
 loop:
 	for len(src)-pos >= fastIn && len(dst)-out >= fastOut {
-		buf |= binary.LittleEndian.Uint64(src[pos:]) << (n & 63)
-		pos += int((63 - n) >> 3)
-		n |= 56
-		// At least 56 bits: three literals of the first table and the index of a fourth code.
-		e := d.literal[buf&(1<<literalBits-1)]
+		// At least 56 bits, of which e is the first code: three literals of the first table, or two, a length of up to 20
+		// bits and the index of its distance.
 		if e&entryLiteral != 0 {
 			buf >>= e & 63
 			n -= uint(e & 63)
@@ -218,7 +224,9 @@ loop:
 				if e&entryLiteral != 0 {
 					buf >>= e & 63
 					n -= uint(e & 63)
+					buf, pos, n = refill(buf, src, pos, n)
 					dst[out] = byte(e >> 16)
+					e = d.literal[buf&(1<<literalBits-1)]
 					out++
 					continue
 				}
@@ -232,7 +240,9 @@ loop:
 				if e&entryLiteral != 0 {
 					buf >>= e & 63
 					n -= uint(e & 63)
+					buf, pos, n = refill(buf, src, pos, n)
 					dst[out] = byte(e >> 16)
+					e = d.literal[buf&(1<<literalBits-1)]
 					out++
 					continue
 				}
@@ -251,12 +261,8 @@ loop:
 		length := int(e>>16) + int(buf&(1<<(e&63)-1)>>(e>>8&15))
 		buf >>= e & 63
 		n -= uint(e & 63)
-
-		// A distance takes up to 28 bits.
-		buf |= binary.LittleEndian.Uint64(src[pos:]) << (n & 63)
-		pos += int((63 - n) >> 3)
-		n |= 56
 		e = d.distance[buf&(1<<distanceBits-1)]
+		buf, pos, n = refill(buf, src, pos, n)
 		if e&entrySpecial != 0 {
 			if e&entryPointer != 0 {
 				buf >>= distanceBits
@@ -276,18 +282,19 @@ loop:
 			failed = ErrDamaged
 			break loop
 		}
+		buf, pos, n = refill(buf, src, pos, n)
+		e = d.literal[buf&(1<<literalBits-1)]
 		end := out + length
 		switch {
 		case distance >= 8:
-			// Words that are read have been written; the last one may go behind the match, where what comes
+			// Words that are read have been written; the last ones may go behind the match, where what comes
 			// next overwrites it.
-			for {
+			to, of := dst[out:out+24], dst[from:from+24]
+			binary.LittleEndian.PutUint64(to, binary.LittleEndian.Uint64(of))
+			binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(of[8:]))
+			binary.LittleEndian.PutUint64(to[16:], binary.LittleEndian.Uint64(of[16:]))
+			for out, from = out+24, from+24; out < end; out, from = out+8, from+8 {
 				binary.LittleEndian.PutUint64(dst[out:], binary.LittleEndian.Uint64(dst[from:]))
-				out += 8
-				from += 8
-				if out >= end {
-					break
-				}
 			}
 		case distance == 1:
 			word := uint64(dst[from]) * 0x0101010101010101
