@@ -382,6 +382,16 @@ func TestObjectStorage(t *testing.T) {
 	if err := c.AbortMultipartUpload(ctx, "images", "failing", w.id); err != nil {
 		t.Error(err)
 	}
+	// An upload whose object finds no place, since there's one where its folder would be, ends with the request.
+	x := newUpload(t, c, "dir/small/below", nil)
+	x.send(a)
+	x.send(b)
+	if _, err := c.CompleteMultipartUpload(ctx, "images", x.key, x.id, x.parts, minio.PutObjectOptions{}); err == nil {
+		t.Error("an object lies below another one")
+	}
+	if _, err := c.ListObjectParts(ctx, "images", x.key, x.id, 0, 10); minio.ToErrorResponse(err).Code != "NoSuchUpload" {
+		t.Errorf("parts of an upload that was emptied: %v", err)
+	}
 	uploads := must(c.ListMultipartUploads(ctx, "images", "", "", "", "", 10))(t)
 	if len(uploads.Uploads) != 0 {
 		t.Errorf("left: %+v", uploads.Uploads)
