@@ -7,9 +7,6 @@ import (
 	"context"
 	"crypto/md5"
 	"encoding"
-	"encoding/base64"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -145,9 +142,7 @@ func (z *zeroSums) of(ctx context.Context, n int64) (sums, error) {
 		crc = crc64nvme.Update(crc, p)
 		off += int64(len(p))
 	}
-	var b [8]byte
-	binary.BigEndian.PutUint64(b[:], crc)
-	s := sums{md5: hex.EncodeToString(h.Sum(nil)), crc64: base64.StdEncoding.EncodeToString(b[:])}
+	s := newSums(h.Sum(nil), crc)
 	z.known[n] = s
 	return s, nil
 }

@@ -70,9 +70,15 @@ func (s *sparseStore) PutObject(ctx context.Context, in s3response.PutObjectInpu
 	})
 }
 
-// UploadPart stores a part and turns the zeros in it into holes.
+// UploadPart stores a part, zeros in it as holes.
 func (s *sparseStore) UploadPart(ctx context.Context, in *s3.UploadPartInput) (*s3.UploadPartOutput, error) {
-	out, err := s.UploadPartWithPostFunc(ctx, in, punchZeros)
+	var out *s3.UploadPartOutput
+	var err error
+	if s.isPlainPart(in) {
+		out, err = s.putPart(in)
+	} else {
+		out, err = s.UploadPartWithPostFunc(ctx, in, punchZeros)
+	}
 	return out, s.unlessAborted(in.Bucket, in.Key, in.UploadId, err)
 }
 
@@ -202,12 +208,7 @@ func (s *sparseStore) copiesHole(in *s3.UploadPartCopyInput) (length int64, ok b
 	if err != nil || version != "" {
 		return 0, false, nil
 	}
-	upload := filepath.Join(uploadDir(*in.Key), *in.UploadId)
-	if _, err := os.Stat(filepath.Join(s.root, *in.Bucket, upload)); err != nil {
-		return 0, false, nil
-	}
-	// With a checksum chosen for the upload the part would need one as well.
-	if _, err := s.meta.RetrieveAttribute(nil, *in.Bucket, upload, attrChecksums); !errors.Is(err, meta.ErrNoSuchKey) {
+	if !s.isPlainUpload(*in.Bucket, *in.Key, *in.UploadId) {
 		return 0, false, nil
 	}
 	if _, err := s.meta.RetrieveAttribute(nil, srcBucket, "", attrVersioning); !errors.Is(err, meta.ErrNoSuchKey) {
@@ -243,48 +244,6 @@ func (s *sparseStore) copiesHole(in *s3.UploadPartCopyInput) (length int64, ok b
 		return 0, false, nil
 	}
 	return n, data >= off+n, nil
-}
-
-// putZeroPart stores a part of length zeros the way the posix backend stores
-// one, but as a hole.
-func (s *sparseStore) putZeroPart(ctx context.Context, in *s3.UploadPartCopyInput, length int64) (s3response.CopyPartResult, error) {
-	sums, err := s.zeros.of(ctx, length)
-	if err != nil {
-		return s3response.CopyPartResult{}, err
-	}
-	dir := uploadDir(*in.Key)
-	part := filepath.Join(dir, *in.UploadId, strconv.Itoa(int(*in.PartNumber)))
-	f, err := os.CreateTemp(filepath.Join(s.root, *in.Bucket, dir), "zero-")
-	if err != nil {
-		return s3response.CopyPartResult{}, partError(in, "create", err)
-	}
-	defer os.Remove(f.Name()) // after the renaming there's nothing of that name
-	defer f.Close()
-	if err := f.Truncate(length); err != nil {
-		return s3response.CopyPartResult{}, partError(in, "create", err)
-	}
-	etag := `"` + sums.md5 + `"`
-	if err := errors.Join(
-		s.meta.StoreAttribute(f, *in.Bucket, part, attrPartCRC64, []byte(sums.crc64)),
-		s.meta.StoreAttribute(f, *in.Bucket, part, attrETag, []byte(etag)),
-	); err != nil {
-		return s3response.CopyPartResult{}, partError(in, "describe", err)
-	}
-	if err := f.Close(); err != nil {
-		return s3response.CopyPartResult{}, partError(in, "store", err)
-	}
-	if err := os.Rename(f.Name(), filepath.Join(s.root, *in.Bucket, part)); err != nil {
-		return s3response.CopyPartResult{}, partError(in, "store", err)
-	}
-	return s3response.CopyPartResult{ETag: &etag, LastModified: time.Now()}, nil
-}
-
-// partError is an error of making a part. An upload that was aborted meanwhile has no folder any more.
-func partError(in *s3.UploadPartCopyInput, what string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return s3err.GetNoSuchUploadErr(*in.UploadId)
-	}
-	return fmt.Errorf("%s a part of zeros: %w", what, err)
 }
 
 // appendSparse adds the content of src at the end of dst, holes as holes.

@@ -92,20 +92,24 @@ func (l *localcloud) start(ctx context.Context, use func(env []string)) error {
 }
 
 // cloudDir makes the folder of the local cloud. A bucket isn't on the disk that the tools read from and write to, so
-// it is in memory, where that has room for what three tools upload, what they write, and as much again.
+// it is in memory, if that has room for what three tools upload, what they write, and as much again.
 func (b *bench) cloudDir() (string, error) {
 	in := b.buckets
 	if in == "" {
-		in = b.dir
-		const memory = "/dev/shm"
-		var fs unix.Statfs_t
-		var sys unix.Sysinfo_t
-		need := uint64(b.gib * gib * 4)
-		if unix.Statfs(memory, &fs) == nil && fs.Bavail*uint64(fs.Bsize) > need && unix.Sysinfo(&sys) == nil && uint64(sys.Totalram)*uint64(sys.Unit) > need {
-			in = memory
-		}
+		in = b.inMemory(b.gib * gib * 4)
 	}
 	return os.MkdirTemp(in, "imsprep-bench-cloud-")
+}
+
+// inMemory is a folder in memory if that has room for so many bytes, else the one of the disks.
+func (b *bench) inMemory(need int64) string {
+	const memory = "/dev/shm"
+	var fs unix.Statfs_t
+	var sys unix.Sysinfo_t
+	if unix.Statfs(memory, &fs) == nil && int64(fs.Bavail)*fs.Bsize > need && unix.Sysinfo(&sys) == nil && int64(sys.Totalram)*int64(sys.Unit) > need {
+		return memory
+	}
+	return b.dir
 }
 
 func (l *localcloud) stop() {

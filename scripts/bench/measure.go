@@ -95,7 +95,7 @@ func (b *bench) round(ctx context.Context, bc *benchCase, round int) error {
 		if bc.memory != nil {
 			dir, size = bc.memory()
 		}
-		if err := touchMemory(filepath.Join(dir, "warm"), size); err != nil {
+		if err := touchMemory(filepath.Join(dir, fmt.Sprintf("imsprep-bench-%d.warm", os.Getpid())), size); err != nil {
 			return err
 		}
 		r, err := b.measure(ctx, t, check)
