@@ -17,6 +17,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -382,15 +383,58 @@ func TestObjectStorage(t *testing.T) {
 	if err := c.AbortMultipartUpload(ctx, "images", "failing", w.id); err != nil {
 		t.Error(err)
 	}
-	// An upload whose object finds no place, since there's one where its folder would be, ends with the request.
-	x := newUpload(t, c, "dir/small/below", nil)
-	x.send(a)
-	x.send(b)
-	if _, err := c.CompleteMultipartUpload(ctx, "images", x.key, x.id, x.parts, minio.PutObjectOptions{}); err == nil {
-		t.Error("an object lies below another one")
+	// An upload whose object finds no place, since there are objects below its name or it is below one's, ends with the
+	// request, and nobody is told that it was completed.
+	for _, key := range []string{"dir/small/below", "dir"} {
+		x := newUpload(t, c, key, nil)
+		x.send(a)
+		x.send(b)
+		for range 2 {
+			if info, err := c.CompleteMultipartUpload(ctx, "images", x.key, x.id, x.parts, minio.PutObjectOptions{}); err == nil {
+				t.Errorf("%s was made beside dir/small: %+v", key, info)
+			}
+			if _, err := c.ListObjectParts(ctx, "images", x.key, x.id, 0, 10); minio.ToErrorResponse(err).Code != "NoSuchUpload" {
+				t.Errorf("%s: parts of an upload that was emptied: %v", key, err)
+			}
+		}
 	}
-	if _, err := c.ListObjectParts(ctx, "images", x.key, x.id, 0, 10); minio.ToErrorResponse(err).Code != "NoSuchUpload" {
-		t.Errorf("parts of an upload that was emptied: %v", err)
+	// Completing once more is an answer that was lost; aborting and then completing is a mistake.
+	y := newUpload(t, c, "big", nil)
+	y.send(b)
+	complete := func(id, ifMatch string) (int, string) {
+		t.Helper()
+		signed := must(c.Presign(ctx, http.MethodPost, "images", "big", time.Minute, url.Values{"uploadId": {id}}))(t)
+		body := fmt.Sprintf(`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>"%s"</ETag></Part></CompleteMultipartUpload>`, md5Hex(b))
+		req := must(http.NewRequest(http.MethodPost, signed.String(), strings.NewReader(body)))(t)
+		if ifMatch != "" {
+			req.Header.Set("If-Match", ifMatch)
+		}
+		res := must(http.DefaultClient.Do(req))(t)
+		defer res.Body.Close()
+		return res.StatusCode, string(must(io.ReadAll(res.Body))(t))
+	}
+	if status, answer := complete(y.id, md5Hex(nil)); status != http.StatusPreconditionFailed {
+		t.Errorf("complete instead of another object: %d %s", status, answer)
+	}
+	for n := range 2 {
+		ifMatch := ""
+		if n == 0 {
+			ifMatch = must(c.StatObject(ctx, "images", "big", minio.StatObjectOptions{}))(t).ETag
+		}
+		if status, answer := complete(y.id, ifMatch); status != http.StatusOK || !strings.Contains(answer, md5Hex(y.sums)+"-1") {
+			t.Errorf("complete, time %d: %d %s", n+1, status, answer)
+		}
+	}
+	if got := get(t, c, "big", 0, int64(len(b))); !bytes.Equal(got, b) {
+		t.Error("an object is not what it was replaced by")
+	}
+	z := newUpload(t, c, "big", nil)
+	z.send(b)
+	if err := c.AbortMultipartUpload(ctx, "images", "big", z.id); err != nil {
+		t.Error(err)
+	}
+	if status, answer := complete(z.id, ""); status != http.StatusNotFound || !strings.Contains(answer, "NoSuchUpload") {
+		t.Errorf("complete what was aborted: %d %s", status, answer)
 	}
 	uploads := must(c.ListMultipartUploads(ctx, "images", "", "", "", "", 10))(t)
 	if len(uploads.Uploads) != 0 {

@@ -81,6 +81,10 @@ func startGateway(ctx context.Context, o gatewayOptions) (*gateway, error) {
 		return nil, fmt.Errorf("open the object store in %s: %w", root, err)
 	}
 	store := newSparseStore(be, storer, root, side)
+	if err := store.sweep(); err != nil {
+		be.Shutdown()
+		return nil, fmt.Errorf("clean the object store in %s: %w", root, err)
+	}
 
 	for attempt := 1; ; attempt++ {
 		g, err := listenGateway(ctx, o, store)

@@ -23,6 +23,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/minio/crc64nvme"
 	"github.com/versity/versitygw/backend/meta"
+	"github.com/versity/versitygw/backend/posix"
 	"github.com/versity/versitygw/s3api/middlewares"
 	"github.com/versity/versitygw/s3api/utils"
 	"github.com/versity/versitygw/s3err"
@@ -96,6 +97,7 @@ func (s *sparseStore) putPart(in *s3.UploadPartInput) (*s3.UploadPartOutput, err
 		}
 		crc = crc64nvme.Update(crc, got)
 		if err := writeData(f, got, size); err != nil {
+			_, _ = io.Copy(io.Discard, in.Body) // a client that is still sending would not hear the answer
 			return nil, p.fail("store", err)
 		}
 		size += int64(n)
@@ -163,21 +165,22 @@ func (s *sparseStore) putZeroPart(ctx context.Context, in *s3.UploadPartCopyInpu
 	return s3response.CopyPartResult{ETag: &etag, LastModified: time.Now()}, nil
 }
 
+// arriving begins the name of a part that isn't all there.
+const arriving = "imsprep-part-"
+
 // part is where a part is kept.
 type part struct {
-	bucket, upload string
-	dir            string // of the key's uploads, below the bucket
-	path           string // of the part, below the bucket
+	bucket, key, upload string
+	path                string // of the part, below the bucket
 }
 
 func newPart(bucket, key, upload *string, number *int32) part {
-	dir := uploadDir(*key)
-	return part{*bucket, *upload, dir, filepath.Join(dir, *upload, strconv.Itoa(int(*number)))}
+	return part{*bucket, *key, *upload, filepath.Join(uploadDir(*key), *upload, strconv.Itoa(int(*number)))}
 }
 
-// create opens a file for the part that has another name for now.
+// create opens a file for the part. It isn't in the upload's folder, so that it doesn't keep that from being removed.
 func (p part) create(s *sparseStore) (*os.File, error) {
-	return os.CreateTemp(filepath.Join(s.root, p.bucket, p.dir), "part-")
+	return os.CreateTemp(filepath.Join(s.root, p.bucket, posix.MetaTmpDir), arriving)
 }
 
 // discard removes the file, unless the part was kept and there's nothing of that name.
@@ -189,16 +192,19 @@ func (p part) discard(f *os.File) {
 // keep makes f the part, with its ETag and its checksum, and returns the ETag.
 func (p part) keep(s *sparseStore, f *os.File, sums sums) (etag string, err error) {
 	etag = `"` + sums.md5 + `"`
-	if err := errors.Join(
-		s.meta.StoreAttribute(f, p.bucket, p.path, attrPartCRC64, []byte(sums.crc64)),
-		s.meta.StoreAttribute(f, p.bucket, p.path, attrETag, []byte(etag)),
-	); err != nil {
-		return "", p.fail("describe", err)
-	}
 	if err := f.Close(); err != nil {
 		return "", p.fail("store", err)
 	}
+	if err := s.meta.StoreAttribute(nil, p.bucket, p.path, attrPartCRC64, []byte(sums.crc64)); err != nil {
+		return "", p.fail("describe", err)
+	}
+	if err := s.meta.StoreAttribute(nil, p.bucket, p.path, attrETag, []byte(etag)); err != nil {
+		return "", p.fail("describe", err)
+	}
 	if err := os.Rename(f.Name(), filepath.Join(s.root, p.bucket, p.path)); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			s.forgetUpload(p.bucket, p.key, p.upload) // aborted meanwhile
+		}
 		return "", p.fail("store", err)
 	}
 	return etag, nil
@@ -215,6 +221,8 @@ func (p part) fail(what string, err error) error {
 		return s3err.GetNoSuchUploadErr(p.upload)
 	case errors.Is(err, syscall.ENOSPC):
 		return s3err.GetAPIError(s3err.ErrNoSpaceLeftOnDevice)
+	case errors.Is(err, syscall.EDQUOT):
+		return s3err.GetAPIError(s3err.ErrQuotaExceeded)
 	}
 	return fmt.Errorf("%s a part: %w", what, err)
 }

@@ -7,19 +7,23 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/minio/minio-go/v7"
+	"github.com/versity/versitygw/backend/posix"
 )
 
 // TestPartsThatDontArrive: a part that is damaged or cut off on its way is refused, and what was stored under its
@@ -78,7 +82,7 @@ func TestPartsThatDontArrive(t *testing.T) {
 		}
 	}
 	_ = filepath.WalkDir(bucketsDir(r.dir), func(path string, e fs.DirEntry, err error) error {
-		if err == nil && strings.HasPrefix(e.Name(), "part-") {
+		if err == nil && strings.HasPrefix(e.Name(), arriving) {
 			t.Errorf("left: %s", path)
 		}
 		return nil
@@ -105,5 +109,43 @@ func TestPartsThatDontArrive(t *testing.T) {
 	u.complete()
 	if got := get(t, c, "parts", 0, u.size); !bytes.Equal(got, append(bytes.Clone(good), other...)) {
 		t.Error("the object is not its parts")
+	}
+}
+
+// TestSweep: what a killed server was in the middle of is removed when the next one starts, and nothing else.
+func TestSweep(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "with [odd]* name?")
+	s := newSparseStore(nil, nil, bucketsDir(dir), metadataDir(dir))
+	gone := []string{
+		filepath.Join(s.root, "b", posix.MetaTmpDir, arriving+"1"),
+		filepath.Join(s.root, "b", uploadDir("k"), "id1.claim"+inProgress, "1"),
+		filepath.Join(s.side, "b", uploadDir("k"), "id1.claim"+inProgress, "1", "meta", "etag"),
+	}
+	kept := []string{
+		filepath.Join(s.root, "b", "object"+inProgress),
+		filepath.Join(s.root, "b", arriving+"object"),
+		filepath.Join(s.root, "b", uploadDir("k"), "id2", "1"),
+		filepath.Join(s.side, "b", uploadDir("k"), "id2", "1", "meta", "etag"),
+	}
+	for _, path := range slices.Concat(gone, kept) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range gone {
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("left: %s", path)
+		}
+	}
+	for _, path := range kept {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -31,6 +32,9 @@ const (
 	attrPartCRC64  = "part-crc64nvme"
 	attrChecksums  = "checksums"
 	attrVersioning = "versioning"
+	attrMultipart  = "mp-metadata" // of the upload that made an object
+
+	inProgress = ".inprogress" // ends the name of an upload that is being completed
 )
 
 // How often, and after which pause, an upload is aborted again that a part got in the way of.
@@ -52,6 +56,8 @@ type sparseStore struct {
 	zeros zeroSums
 	// aborted holds the ids of uploads that were aborted or are being aborted.
 	aborted sync.Map
+	// completing holds a mutex for the id of each upload that was to be completed.
+	completing sync.Map
 }
 
 var _ backend.Backend = (*sparseStore)(nil)
@@ -100,13 +106,27 @@ func (s *sparseStore) unlessAborted(bucket, key, uploadID *string, err error) er
 
 // CompleteMultipartUpload joins the parts; their holes stay holes. A part is emptied when the object has it, so that
 // this takes the room of one part instead of the object's, and what is given back is what the next part needs: on a
-// file system in memory that is a third quicker. A request that fails on the way thus ends the upload.
+// file system in memory that is a third quicker. A request that fails after the first part thus ends the upload.
 func (s *sparseStore) CompleteMultipartUpload(ctx context.Context, in *s3.CompleteMultipartUploadInput) (s3response.CompleteMultipartUploadResult, string, error) {
+	// One at a time: to the backend an upload that is being completed is one that was.
+	lock, _ := s.completing.LoadOrStore(*in.UploadId, new(sync.Mutex))
+	lock.(*sync.Mutex).Lock()
+	defer lock.(*sync.Mutex).Unlock()
+	exists := func() bool {
+		_, err := os.Stat(filepath.Join(s.root, *in.Bucket, uploadDir(*in.Key), *in.UploadId))
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	// To the backend any object of that name proves that an upload which is gone was completed.
+	if !exists() && !s.madeBy(*in.Bucket, *in.Key, *in.UploadId) {
+		return s3response.CompleteMultipartUploadResult{}, "", s3err.GetNoSuchUploadErr(*in.UploadId)
+	}
 	ctx = context.WithoutCancel(ctx) // who asked may be gone; what was begun is completed
 	begun := false
 	res, version, err := s.CompleteMultipartUploadWithCopy(ctx, in, func(from, to *os.File) (again bool, err error) {
 		if !begun {
 			begun = true
+			// The backend has held the old object's ETag against If-Match. It would once more.
+			in.IfMatch = nil
 			s.forget(*in.Bucket, *in.Key)
 		}
 		if err := appendSparse(ctx, to, from); err != nil {
@@ -115,16 +135,25 @@ func (s *sparseStore) CompleteMultipartUpload(ctx context.Context, in *s3.Comple
 		// The name is below the working directory, which the backend made the buckets' parent.
 		return os.Truncate(from.Name(), 0) != nil, nil
 	})
-	if err == nil || begun && !s.uploadExists(in) {
+	failed := err != nil && begun && !exists()
+	if failed {
+		// What the object would have had, were it there, says that it is.
+		_ = s.meta.DeleteAttribute(*in.Bucket, *in.Key, attrMultipart)
+	}
+	if err == nil || failed {
 		s.forgetUpload(*in.Bucket, *in.Key, *in.UploadId)
 	}
 	return res, version, err
 }
 
-// uploadExists tells whether the upload that is to be completed is still there.
-func (s *sparseStore) uploadExists(in *s3.CompleteMultipartUploadInput) bool {
-	_, err := os.Stat(filepath.Join(s.root, *in.Bucket, uploadDir(*in.Key), *in.UploadId))
-	return !errors.Is(err, fs.ErrNotExist)
+// madeBy tells whether an object was made by that upload.
+func (s *sparseStore) madeBy(bucket, key, uploadID string) bool {
+	text, err := s.meta.RetrieveAttribute(nil, bucket, key, attrMultipart)
+	if err != nil {
+		return false
+	}
+	made, err := backend.UnmarshalMpUploadMetadata(text, false)
+	return err == nil && made.UploadID == uploadID
 }
 
 // AbortMultipartUpload drops an upload with all that is known of its parts.
@@ -153,6 +182,34 @@ func (s *sparseStore) forget(bucket, key string) {
 	if fi, err := os.Stat(filepath.Join(s.root, bucket, key)); err == nil && fi.Mode().IsRegular() {
 		_ = s.meta.DeleteAttributes(bucket, key) // at worst the old metadata stays
 	}
+}
+
+// sweep removes what a server that was killed has left: parts that were on their way, and uploads that it was
+// completing, of which some parts are empty.
+func (s *sparseStore) sweep() error {
+	var left []string
+	for pattern, dirs := range map[string][]string{
+		filepath.Join("*", posix.MetaTmpDir, arriving+"*"):                 {s.root},
+		filepath.Join("*", posix.MetaTmpMultipartDir, "*", "*"+inProgress): {s.root, s.side},
+	} {
+		for _, dir := range dirs {
+			found, err := filepath.Glob(filepath.Join(globLiteral(dir), pattern))
+			if err != nil {
+				return err
+			}
+			left = append(left, found...)
+		}
+	}
+	var failed []error
+	for _, path := range left {
+		failed = append(failed, os.RemoveAll(path))
+	}
+	return errors.Join(failed...)
+}
+
+// globLiteral is a path as a pattern that only it matches.
+func globLiteral(path string) string {
+	return strings.NewReplacer(`*`, `[*]`, `?`, `[?]`, `[`, `[[]`).Replace(path)
 }
 
 // forgetUpload drops the metadata of the parts of an upload that has ended;

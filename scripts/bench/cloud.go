@@ -92,24 +92,31 @@ func (l *localcloud) start(ctx context.Context, use func(env []string)) error {
 }
 
 // cloudDir makes the folder of the local cloud. A bucket isn't on the disk that the tools read from and write to, so
-// it is in memory, if that has room for what three tools upload, what they write, and as much again.
+// it is in memory, if that has room for what the tools upload and for what they write.
 func (b *bench) cloudDir() (string, error) {
 	in := b.buckets
 	if in == "" {
-		in = b.inMemory(b.gib * gib * 4)
+		var err error
+		if in, _, err = b.inMemory(b.gib * gib * 4); err != nil {
+			return "", err
+		}
 	}
 	return os.MkdirTemp(in, "imsprep-bench-cloud-")
 }
 
-// inMemory is a folder in memory if that has room for so many bytes, else the one of the disks.
-func (b *bench) inMemory(need int64) string {
-	const memory = "/dev/shm"
+// inMemory is a folder in memory if the machine has that much and room for so many bytes in it, else the one of the
+// disks. It is removed at the end with all that is in it.
+func (b *bench) inMemory(need int64) (dir string, memory bool, err error) {
+	const root = "/dev/shm"
 	var fs unix.Statfs_t
 	var sys unix.Sysinfo_t
-	if unix.Statfs(memory, &fs) == nil && int64(fs.Bavail)*fs.Bsize > need && unix.Sysinfo(&sys) == nil && int64(sys.Totalram)*int64(sys.Unit) > need {
-		return memory
+	if unix.Statfs(root, &fs) != nil || int64(fs.Bavail)*int64(fs.Bsize) < need || unix.Sysinfo(&sys) != nil || int64(sys.Totalram)*int64(sys.Unit) < need {
+		return b.dir, false, nil
 	}
-	return b.dir
+	if b.memory == "" {
+		b.memory, err = os.MkdirTemp(root, "imsprep-bench-")
+	}
+	return b.memory, true, err
 }
 
 func (l *localcloud) stop() {

@@ -154,7 +154,7 @@ func (b *bench) measure(ctx context.Context, t tool, check func() error) (r resu
 		return r, fmt.Errorf("%q: %w: %s", t.argv, err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	r.CPU = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
-	r.RSS = cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
+	r.RSS = int64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) << 10
 	if len(t.outs) > 0 {
 		if fi, err := os.Stat(t.outs[0]); err == nil {
 			r.Size = fi.Size()
