@@ -92,31 +92,20 @@ func (l *localcloud) start(ctx context.Context, use func(env []string)) error {
 }
 
 // cloudDir makes the folder of the local cloud. A bucket isn't on the disk that the tools read from and write to, so
-// it is in memory, if that has room for what the tools upload and for what they write.
+// it is in memory, if the machine has enough for what the tools upload and for what they write.
 func (b *bench) cloudDir() (string, error) {
 	in := b.buckets
 	if in == "" {
-		var err error
-		if in, _, err = b.inMemory(b.gib * gib * 4); err != nil {
-			return "", err
+		in = b.dir
+		const memory = "/dev/shm"
+		var fs unix.Statfs_t
+		var sys unix.Sysinfo_t
+		need := b.gib * gib * 4
+		if unix.Statfs(memory, &fs) == nil && int64(fs.Bavail)*int64(fs.Bsize) > need && unix.Sysinfo(&sys) == nil && int64(sys.Totalram)*int64(sys.Unit) > need {
+			in = memory
 		}
 	}
 	return os.MkdirTemp(in, "imsprep-bench-cloud-")
-}
-
-// inMemory is a folder in memory if the machine has that much and room for so many bytes in it, else the one of the
-// disks. It is removed at the end with all that is in it.
-func (b *bench) inMemory(need int64) (dir string, memory bool, err error) {
-	const root = "/dev/shm"
-	var fs unix.Statfs_t
-	var sys unix.Sysinfo_t
-	if unix.Statfs(root, &fs) != nil || int64(fs.Bavail)*int64(fs.Bsize) < need || unix.Sysinfo(&sys) != nil || int64(sys.Totalram)*int64(sys.Unit) < need {
-		return b.dir, false, nil
-	}
-	if b.memory == "" {
-		b.memory, err = os.MkdirTemp(root, "imsprep-bench-")
-	}
-	return b.memory, true, err
 }
 
 func (l *localcloud) stop() {

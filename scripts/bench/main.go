@@ -119,7 +119,6 @@ type bench struct {
 	config
 	results *results
 	begun   time.Time
-	memory  string // a folder there, once it is needed
 }
 
 func run(ctx context.Context, c config) (err error) {
@@ -137,14 +136,9 @@ func run(ctx context.Context, c config) (err error) {
 	cloud := &localcloud{b: b}
 	defer cloud.stop()
 	defer os.RemoveAll(b.path("out"))
-	defer func() { _ = os.RemoveAll(b.memory) }()
 
-	all, err := b.cases(cloud)
-	if err != nil {
-		return err
-	}
 	var cases []*benchCase
-	for _, bc := range all {
+	for _, bc := range b.cases(cloud) {
 		if c.only.MatchString(bc.section + " " + bc.name) {
 			cases = append(cases, bc)
 		}

@@ -153,7 +153,7 @@ func (b *bench) report(cases []*benchCase) report {
 		}
 	}
 	if list := bySection[sectionScale]; len(list) > 0 {
-		fmt.Fprintf(&full, "\n### Virtual size\n\nQCOW2 to sparse RAW, %s; %d rounds.\n\n", list[0].name, b.rounds(list))
+		fmt.Fprintf(&full, "\n### Virtual size\n\nQCOW2 with %s to ZVHD2 of level 1; %d rounds.\n\n", list[0].name, b.rounds(list))
 		full.WriteString("| virtual size | wall s | CPU s | peak MiB | wall ÷ 64 GiB's | CPU ÷ 64 GiB's |\n|---|---|---|---|---|---|\n")
 		for _, bc := range list {
 			for _, t := range bc.tools {
