@@ -105,8 +105,8 @@ func (s *sparseStore) unlessAborted(bucket, key, uploadID *string, err error) er
 }
 
 // CompleteMultipartUpload joins the parts; their holes stay holes. A part is emptied when the object has it, so that
-// this takes the room of one part instead of the object's, and what is given back is what the next part needs: on a
-// file system in memory that is a third quicker. A request that fails after the first part thus ends the upload.
+// this takes the room of one part instead of the object's, and what is given back is what the next part needs. A
+// request that fails after the first part thus ends the upload.
 func (s *sparseStore) CompleteMultipartUpload(ctx context.Context, in *s3.CompleteMultipartUploadInput) (s3response.CompleteMultipartUploadResult, string, error) {
 	// One at a time: to the backend an upload that is being completed is one that was.
 	lock, _ := s.completing.LoadOrStore(*in.UploadId, new(sync.Mutex))

@@ -159,7 +159,7 @@ func (b *bench) wholeCase(cloud *localcloud) *benchCase {
 			}
 		})
 	}
-	// The data is stored once, as parts or in the object; the rest is what tools hold.
+	// The parts, and the object of the round before, which is there until they replace it.
 	bc.memory = func() (string, int64) { return cloud.dir, b.gib * gib * 9 / 8 }
 	// What there is to do today.
 	today := `qemu-img convert -m 16 -W -f qcow2 -O raw "$SRC" "$RAW"
