@@ -124,7 +124,7 @@ func (u *upload) composeInto(ctx context.Context, part Part, to partAddress, nam
 	if err != nil {
 		return partDone{}, composing{err}
 	}
-	h, skip := u.sums.begin(part)
+	h, skip := afterFirstZeros(part)
 	var out io.Writer = h
 	if outer != nil {
 		out = io.MultiWriter(h, outer)
@@ -211,7 +211,7 @@ func (u *upload) dataPiece(ctx context.Context, p Part, to partAddress, w *scrat
 
 // sumOf reads a composed part for its MD5.
 func (u *upload) sumOf(ctx context.Context, part Part, w *scratch) (sum, error) {
-	h, skip := u.sums.begin(part)
+	h, skip := afterFirstZeros(part)
 	for p := range leaves(part.Pieces) {
 		switch {
 		case p.Zero && p.Offset < part.Offset+skip:
@@ -307,19 +307,13 @@ func (r *longPart) Seek(off int64, whence int) (int64, error) {
 	return off, nil
 }
 
-// begin returns an MD5 that has had the zeros with which a part begins, and how many those are: they
-// need not be hashed, for their state is known.
-func (s *zeroSums) begin(part Part) (hash.Hash, int64) {
+// afterFirstZeros returns an MD5 that has had the zeros with which a part begins, and how many those are.
+func afterFirstZeros(part Part) (hash.Hash, int64) {
 	if len(part.Pieces) == 0 || !part.Pieces[0].Zero {
 		return md5.New(), 0
 	}
 	n := part.Pieces[0].Length
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	at := n / zeroSumGrid
-	h := s.nearest(&at)
-	_, _ = io.Copy(h, newZeros(n-at*zeroSumGrid))
-	return h, n
+	return afterZeros(n), n
 }
 
 // help notes a helper object for cleaning up.

@@ -234,8 +234,7 @@ func (b *bench) scaleCase() *benchCase {
 	bc := &benchCase{section: sectionScale, name: fmt.Sprintf("%d GiB of data in 64 pieces", b.scale), most: 3}
 	for _, v := range virtualSizes {
 		src := b.path(spreadName(v, b.scale))
-		bc.warm = append(bc.warm, src)
-		bc.tools = append(bc.tools, tool{name: fmt.Sprintf("%d GiB", v/gib), outs: []string{out},
+		bc.tools = append(bc.tools, tool{name: fmt.Sprintf("%d GiB", v/gib), warm: src, outs: []string{out},
 			argv: []string{b.imsprep, "convert", "-q", "--no-sync", "-O", "zvhd2", "--compression-level", "1", src, out}})
 	}
 	bc.prepare = func(ctx context.Context) error {

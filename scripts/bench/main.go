@@ -25,7 +25,7 @@ import (
 const usage = `usage: make bench, with any of these in front of it:
   BENCH_QUICK=1     small disks and few rounds, under five minutes; writes no documents
   BENCH_GIB=N       virtual size of the disks in GiB, half of which is data (default: 4)
-  BENCH_SCALE=N     GiB of data in the disks of 64 GiB to 1 TiB (default: 3)
+  BENCH_SCALE=N     GiB of data in the disks of 64 GiB to 1 TiB (default: 10)
   BENCH_RUNS=N      rounds (default: 4); what takes long has fewer
   BENCH_MINUTES=N   begin no measurement later than this (default: 22)
   BENCH_ONLY=zstd   only cases whose name the expression matches; writes no documents
@@ -85,7 +85,7 @@ func fromEnvironment() (c config, err error) {
 		}
 		return n
 	}
-	gib, scale, runs, minutes := int64(4), int64(3), int64(4), int64(22)
+	gib, scale, runs, minutes := int64(4), int64(10), int64(4), int64(22)
 	quick := os.Getenv("BENCH_QUICK") == "1"
 	if quick {
 		gib, scale, runs, minutes = 1, 1, 3, 5

@@ -30,7 +30,7 @@ type benchCase struct {
 	most    int                             // rounds that will do, 0 = all
 	prepare func(ctx context.Context) error // makes what the tools read, unless it is there
 	memory  func() (dir string, size int64) // what is touched where beforehand, nil: a disk's data where the disks are
-	warm    []string                        // read before each round
+	warm    []string                        // read before each round, into the page cache
 	tools   []tool
 	check   func(ctx context.Context) error // of the first tool's output, in the first round
 }
@@ -47,6 +47,7 @@ type tool struct {
 	name string
 	argv []string
 	env  []string
+	warm string   // a file read before it runs, for what doesn't fit into memory with the others'
 	outs []string // files that it makes, removed before and after
 	// sent tells how many bytes went over the line, from what the tool printed, before outs are removed.
 	sent func(stdout []byte) (int64, error)
@@ -97,6 +98,11 @@ func (b *bench) round(ctx context.Context, bc *benchCase, round int) error {
 		}
 		if err := touchMemory(filepath.Join(dir, fmt.Sprintf("imsprep-bench-%d.warm", os.Getpid())), size); err != nil {
 			return err
+		}
+		if t.warm != "" {
+			if err := readThrough(t.warm); err != nil {
+				return err
+			}
 		}
 		r, err := b.measure(ctx, t, check)
 		if err != nil {
