@@ -5,7 +5,6 @@ package obs
 import (
 	"bytes"
 	"context"
-	"crypto/md5"
 	"errors"
 	"fmt"
 	"io"
@@ -163,6 +162,7 @@ type upload struct {
 	// keepZeros: as asked for
 	keepZeros bool
 	sums      zeroSums
+	lanes     lanes
 	buffers   [][]byte // that nobody uses, under multipart.mu
 	// noCondition is set when the server does not know x-amz-copy-source-if-match.
 	noCondition atomic.Bool
@@ -297,6 +297,7 @@ func mayFallBack(err error) bool {
 
 // sendParts brings every part to the server. As many are held as the limiter permits; buffers are reused.
 func (u *upload) sendParts(ctx context.Context) error {
+	defer u.lanes.close()
 	var next atomic.Int64
 	g, gctx := errgroup.WithContext(ctx)
 	for range u.plan.Buffers {
@@ -370,17 +371,21 @@ func (u *upload) acknowledged(part Part, d partDone) {
 
 // dataPart reads a part and sends it, or copies it when it turns out to be zeros.
 func (u *upload) dataPart(ctx context.Context, part Part, p []byte) error {
+	u.lanes.expect()
 	allZero, err := u.read(ctx, part, p)
 	if err != nil {
+		u.lanes.forget()
 		return err
 	}
 	if allZero && u.mode != ZeroCopyOff && u.zero.worthwhile(part.Length) {
+		u.lanes.forget()
 		done, err := u.tryCopy(ctx, part)
 		if done || err != nil {
 			return err
 		}
+		u.lanes.expect()
 	}
-	s := sum(md5.Sum(p))
+	s := u.lanes.sum(p)
 	if done, err := u.reusePart(ctx, part, s); done || err != nil {
 		return err
 	}
