@@ -28,18 +28,19 @@ type format struct {
 	qemu    string   // qemu's name of the format
 	options []string // of qemu-img convert, nil = the base disk itself
 	library bool     // go-qcow2reader reads it
+	slow    bool     // decoding takes most of the time
 }
 
 var formats = []format{
-	{"raw", "raw", nil, true},
-	{"qcow2", "qcow2", []string{"-O", "qcow2"}, true},
-	{"qcow2-zlib", "qcow2", []string{"-O", "qcow2", "-c"}, true},
-	{"qcow2-zstd", "qcow2", []string{"-O", "qcow2", "-c", "-o", "compression_type=zstd"}, true},
-	{"vmdk-streamOptimized", "vmdk", []string{"-O", "vmdk", "-o", "subformat=streamOptimized"}, false},
-	{"vmdk-sparse", "vmdk", []string{"-O", "vmdk"}, false},
-	{"vhd-dynamic", "vpc", []string{"-O", "vpc", "-o", "force_size=on"}, false},
-	{"vhdx-dynamic", "vhdx", []string{"-O", "vhdx"}, false},
-	{"vdi", "vdi", []string{"-O", "vdi"}, false},
+	{"raw", "raw", nil, true, false},
+	{"qcow2", "qcow2", []string{"-O", "qcow2"}, true, false},
+	{"qcow2-zlib", "qcow2", []string{"-O", "qcow2", "-c"}, true, true},
+	{"qcow2-zstd", "qcow2", []string{"-O", "qcow2", "-c", "-o", "compression_type=zstd"}, true, true},
+	{"vmdk-streamOptimized", "vmdk", []string{"-O", "vmdk", "-o", "subformat=streamOptimized"}, false, true},
+	{"vmdk-sparse", "vmdk", []string{"-O", "vmdk"}, false, false},
+	{"vhd-dynamic", "vpc", []string{"-O", "vpc", "-o", "force_size=on"}, false, false},
+	{"vhdx-dynamic", "vhdx", []string{"-O", "vhdx"}, false, false},
+	{"vdi", "vdi", []string{"-O", "vdi"}, false, false},
 }
 
 // file is the disk's name.
@@ -80,7 +81,7 @@ func (b *bench) cases(cloud *localcloud) []*benchCase {
 func (b *bench) convertCase(f format) *benchCase {
 	src, out := b.file(f), b.path("out/out.raw")
 	socket := b.path("out/nbd")
-	bc := &benchCase{section: sectionConvert, name: f.name, warm: []string{src},
+	bc := &benchCase{section: sectionConvert, name: f.name, slow: f.slow, warm: []string{src},
 		prepare: func(ctx context.Context) error {
 			if f.options == nil {
 				_, err := b.base(ctx)
@@ -117,7 +118,7 @@ nbdcopy --connections=4 --requests=64 "nbd+unix:///?socket=$SOCKET" "$OUT"`
 func (b *bench) durableCase() *benchCase {
 	bc := b.convertCase(formats[1])
 	out := b.path("out/out.raw")
-	bc.section, bc.name, bc.most = sectionDurable, "qcow2, until it is on the disk", 3
+	bc.section, bc.name, bc.slow = sectionDurable, "qcow2, until it is on the disk", true
 	src := b.file(formats[1])
 	bc.tools = []tool{
 		{name: toolImsprep, argv: []string{b.imsprep, "convert", "-q", "--bitmap", "none", src, out}, outs: []string{out}},
@@ -139,7 +140,7 @@ func (b *bench) wholeCase(cloud *localcloud) *benchCase {
 	packed, src := b.file(f), b.path(fmt.Sprintf("whole-%dg.qcow2", b.wholeGiB()))
 	raw, mf := b.path("out/whole.raw"), b.path("out/whole.mf")
 	self, _ := os.Executable()
-	bc := &benchCase{section: sectionWhole, name: fmt.Sprintf("%s, %d GiB, a fifth of it data", f.name, b.wholeGiB()), most: 3, warm: []string{src}}
+	bc := &benchCase{section: sectionWhole, name: fmt.Sprintf("%s, %d GiB, a fifth of it data", f.name, b.wholeGiB()), slow: true, warm: []string{src}}
 	bc.prepare = func(ctx context.Context) error {
 		if err := b.disk(ctx, filepath.Base(packed), f.options...); err != nil {
 			return err
@@ -217,7 +218,7 @@ func (b *bench) zvhd2Case(level int) *benchCase {
 	src, out := b.path(fmt.Sprintf("dense-%dg.raw", b.gib)), b.path("out/out.zvhd2")
 	ours := []string{b.imsprep, "convert", "-q", "--no-sync", "-O", "zvhd2", "--compression-level", fmt.Sprint(level), src, out}
 	zstd := []string{"zstd", "-q", "-f", "-T0", fmt.Sprint("-", level), src, "-o", out}
-	return &benchCase{section: sectionZVHD2, name: fmt.Sprint("level ", level), warm: []string{src}, prepare: b.dense, most: 3,
+	return &benchCase{section: sectionZVHD2, name: fmt.Sprint("level ", level), warm: []string{src}, prepare: b.dense, slow: true,
 		tools: []tool{
 			{name: toolImsprep, argv: ours, outs: []string{out}},
 			{name: "zstd", argv: zstd, outs: []string{out}},
@@ -231,7 +232,7 @@ var virtualSizes = []int64{64 * gib, 256 * gib, 1024 * gib}
 // depends more on what the system does with its memory than on anything of ours.
 func (b *bench) scaleCase() *benchCase {
 	out := b.path("out/out.zvhd2")
-	bc := &benchCase{section: sectionScale, name: fmt.Sprintf("%d GiB of data in 64 pieces", b.scale), most: 3}
+	bc := &benchCase{section: sectionScale, name: fmt.Sprintf("%d GiB of data in 64 pieces", b.scale), slow: true}
 	for _, v := range virtualSizes {
 		src := b.path(spreadName(v, b.scale))
 		bc.tools = append(bc.tools, tool{name: fmt.Sprintf("%d GiB", v/gib), warm: src, outs: []string{out},

@@ -26,8 +26,8 @@ const usage = `usage: make bench, with any of these in front of it:
   BENCH_QUICK=1     small disks and few rounds, under five minutes; writes no documents
   BENCH_GIB=N       virtual size of the disks in GiB, half of which is data (default: 4)
   BENCH_SCALE=N     GiB of data in the disks of 64 GiB to 1 TiB (default: 10)
-  BENCH_RUNS=N      rounds (default: 4); what takes long has fewer
-  BENCH_MINUTES=N   begin no measurement later than this (default: 40)
+  BENCH_RUNS=N      rounds (default: 9); what takes long has a third of them
+  BENCH_MINUTES=N   begin no measurement later than this (default: 60)
   BENCH_ONLY=zstd   only cases whose name the expression matches; writes no documents
   BENCH_DIR=DIR     where disks and results are kept (default: bin/bench)
   BENCH_CLOUD=DIR   a folder for the local cloud's buckets (default: in memory if there is enough)
@@ -85,7 +85,7 @@ func fromEnvironment() (c config, err error) {
 		}
 		return n
 	}
-	gib, scale, runs, minutes := int64(4), int64(10), int64(4), int64(40)
+	gib, scale, runs, minutes := int64(4), int64(10), int64(9), int64(60)
 	quick := os.Getenv("BENCH_QUICK") == "1"
 	if quick {
 		gib, scale, runs, minutes = 1, 1, 3, 5

@@ -27,7 +27,7 @@ import (
 type benchCase struct {
 	section string
 	name    string
-	most    int                             // rounds that will do, 0 = all
+	slow    bool                            // a third of the rounds will do
 	prepare func(ctx context.Context) error // makes what the tools read, unless it is there
 	memory  func() (dir string, size int64) // what is touched where beforehand, nil: a disk's data where the disks are
 	warm    []string                        // read before each round, into the page cache
@@ -36,8 +36,8 @@ type benchCase struct {
 }
 
 func (bc *benchCase) rounds(c config) int {
-	if bc.most > 0 {
-		return min(c.runs, bc.most)
+	if bc.slow {
+		return (c.runs + 2) / 3
 	}
 	return c.runs
 }
