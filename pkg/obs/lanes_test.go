@@ -5,11 +5,12 @@ package obs
 import (
 	"crypto/md5"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
-	"golang.org/x/sys/cpu"
 	"pgregory.net/rapid"
 )
 
@@ -54,21 +55,62 @@ func TestLanesProperties(t *testing.T) {
 	})
 }
 
-// A part waits for those that are being read, as long as they are, and no more than fill a group.
+// All lengths at which an MD5 pads differently, one after another in the same lanes.
+func TestLanesSums(t *testing.T) {
+	if !haveLanes {
+		t.Skip("there are no lanes")
+	}
+	const block = 32 << 10 // of md5-simd
+	var l lanes
+	defer l.close()
+	for _, sizes := range [][]int{{0, 1, 55}, {56, 57, 63, 64}, {65, block - 1, block, block + 1}, {3 * block, 5, 100*block + 56}, {2, 0, 0, 3}} {
+		var g sync.WaitGroup
+		for range sizes {
+			l.expect()
+		}
+		for _, n := range sizes {
+			g.Go(func() {
+				p := make([]byte, n)
+				for i := range p {
+					p[i] = byte(i * n >> 3)
+				}
+				mates, i := l.gather(time.Hour)
+				if mates.n != len(sizes) || mates.set == nil {
+					t.Errorf("%d bytes are hashed with %d others, in lanes: %v", n, mates.n-1, mates.set != nil)
+					return
+				}
+				if got := l.inLane(mates, i, p); got != md5.Sum(p) {
+					t.Errorf("%d bytes: %x instead of %x", n, got, md5.Sum(p))
+				}
+			})
+		}
+		g.Wait()
+	}
+	if len(l.idle) != 1 {
+		t.Errorf("%d sets of lanes instead of one", len(l.idle))
+	}
+}
+
+// A part waits for those that are being read, as long as they are, no more than fill a group, and not for long.
 func TestLanesGather(t *testing.T) {
-	if !cpu.X86.HasAVX2 {
+	if !haveLanes {
 		t.Skip("there are no lanes: nobody waits")
 	}
 	synctest.Test(t, func(t *testing.T) {
+		const patience = time.Second
 		var l lanes
+		defer l.close()
 		var got []int
 		var mu sync.Mutex
 		come := func() {
 			go func() {
-				n := l.gather()
+				g, _ := l.gather(patience)
 				mu.Lock()
 				defer mu.Unlock()
-				got = append(got, n)
+				got = append(got, g.n)
+				if g.set != nil {
+					l.done(g)
+				}
 			}()
 			synctest.Wait()
 		}
@@ -76,13 +118,8 @@ func TestLanesGather(t *testing.T) {
 			t.Helper()
 			mu.Lock()
 			defer mu.Unlock()
-			if len(got) != len(want) {
+			if !slices.Equal(got, want) {
 				t.Fatalf("%s: %v are through, not %v", when, got, want)
-			}
-			for i := range want {
-				if got[i] != want[i] {
-					t.Fatalf("%s: %v are through, not %v", when, got, want)
-				}
 			}
 			got = nil
 		}
@@ -118,6 +155,20 @@ func TestLanesGather(t *testing.T) {
 		is("the group is full, and one more is being read", 4, 4, 4, 4)
 		come()
 		is("the last one", 1)
+
+		expect(3)
+		come()
+		come()
+		time.Sleep(patience - 1)
+		is("there is still time")
+		time.Sleep(2)
+		synctest.Wait()
+		is("the time is over, and one hangs", 2, 2)
+		come()
+		is("it has come after all", 1)
+		if l.coming != 0 || l.group != nil {
+			t.Errorf("%d are coming, a group waits: %v", l.coming, l.group != nil)
+		}
 	})
 }
 

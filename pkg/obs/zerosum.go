@@ -21,7 +21,8 @@ const zeroStateGrid = 4 << 20
 //go:embed zerostates.bin
 var zeroStates string
 
-// zeroSums knows the MD5 of n zeros, and hashes fewer than zeroStateGrid of them for a length that is new to it.
+// zeroSums knows the MD5 of n zeros, and hashes fewer than zeroStateGrid of them for a length up to MaxPartSize that is
+// new to it.
 type zeroSums struct {
 	mu   sync.Mutex
 	sums map[int64]sum
@@ -44,7 +45,7 @@ func (s *zeroSums) of(n int64) sum {
 // afterZeros returns an MD5 that has had n zeros.
 func afterZeros(n int64) hash.Hash {
 	h := md5.New()
-	known := min(n, MaxPartSize) / zeroStateGrid * zeroStateGrid
+	known := n / zeroStateGrid * zeroStateGrid
 	if state := zeroState(known); state == nil || h.(encoding.BinaryUnmarshaler).UnmarshalBinary(state) != nil {
 		known = 0
 	}
