@@ -30,6 +30,7 @@ var haveLanes = runtime.GOARCH == "amd64" && cpu.X86.HasAVX2
 // processor: of four parts in two fifths of the time. One MD5 can't be split. A part waits only while others are
 // being read, and not long; where there are no lanes it doesn't wait.
 type lanes struct {
+	on     bool // else there are none, and nobody waits
 	mu     sync.Mutex
 	coming int // parts that are being read
 	group  *laneMates
@@ -106,7 +107,7 @@ func (l *lanes) inLane(g *laneMates, i int, p []byte) sum {
 func (l *lanes) gather(patience time.Duration) (g *laneMates, i int) {
 	l.mu.Lock()
 	l.coming--
-	if !haveLanes {
+	if !l.on {
 		l.mu.Unlock()
 		return &laneMates{n: 1}, 0
 	}

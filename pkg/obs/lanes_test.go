@@ -20,7 +20,7 @@ func TestLanesProperties(t *testing.T) {
 		workers := rapid.IntRange(1, 12).Draw(t, "workers")
 		seed := rapid.Uint64().Draw(t, "seed")
 		most := rapid.SampledFrom([]int{0, 1, 200, 300 << 10}).Draw(t, "most")
-		var l lanes
+		l := lanes{on: laneHardware}
 		defer l.close()
 		var g sync.WaitGroup
 		wrong := make(chan int, workers)
@@ -57,11 +57,11 @@ func TestLanesProperties(t *testing.T) {
 
 // All lengths at which an MD5 pads differently, one after another in the same lanes.
 func TestLanesSums(t *testing.T) {
-	if !haveLanes {
+	if !laneHardware {
 		t.Skip("there are no lanes")
 	}
 	const block = 32 << 10 // of md5-simd
-	var l lanes
+	l := lanes{on: laneHardware}
 	defer l.close()
 	for _, sizes := range [][]int{{0, 1, 55}, {56, 57, 63, 64}, {65, block - 1, block, block + 1}, {3 * block, 5, 100*block + 56}, {2, 0, 0, 3}} {
 		var g sync.WaitGroup
@@ -93,12 +93,12 @@ func TestLanesSums(t *testing.T) {
 
 // A part waits for those that are being read, as long as they are, no more than fill a group, and not for long.
 func TestLanesGather(t *testing.T) {
-	if !haveLanes {
+	if !laneHardware {
 		t.Skip("there are no lanes: nobody waits")
 	}
 	synctest.Test(t, func(t *testing.T) {
 		const patience = time.Second
-		var l lanes
+		l := lanes{on: laneHardware}
 		defer l.close()
 		var got []int
 		var mu sync.Mutex
@@ -179,7 +179,7 @@ func BenchmarkLanes(b *testing.B) {
 	}
 	run := func(name string, sum func(l *lanes, p []byte) sum) {
 		b.Run(name, func(b *testing.B) {
-			var l lanes
+			l := lanes{on: laneHardware}
 			defer l.close()
 			b.SetBytes(int64(len(parts)) * DefaultPartSize)
 			for b.Loop() {

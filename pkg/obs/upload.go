@@ -190,7 +190,7 @@ func (c *Client) newUpload(o UploadOptions) (*upload, error) {
 		return nil, err
 	}
 	u := &upload{multipart: m, source: o.Source, note: o.Note, reuse: o.Reuse, plan: o.Plan, mode: o.ZeroCopy,
-		keepZeros: o.KeepZeros}
+		keepZeros: o.KeepZeros, lanes: lanes{on: haveLanes}}
 	setDefault(&u.mode, o.Plan.ZeroCopy)
 	if u.mode == ZeroCopyOff && u.plan.CopyZeros {
 		u.plan = u.plan.withoutCopying()
