@@ -27,7 +27,7 @@ const (
 var haveLanes = runtime.GOARCH == "amd64" && cpu.X86.HasAVX2
 
 // lanes computes the MD5s of parts that were read at about the same time side by side, in the vector lanes of one
-// processor: of four parts in two fifths of the time. One MD5 can't be split. A part waits only while others are
+// processor: of four parts in about a third of the time. One MD5 can't be split. A part waits only while others are
 // being read, and not long; where there are no lanes it doesn't wait.
 type lanes struct {
 	on     bool // else there are none, and nobody waits
