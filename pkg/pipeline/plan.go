@@ -391,7 +391,7 @@ func (i *Importer) checkObject(ctx context.Context, p *Plan) error {
 		default:
 			return &CheckError{
 				What:   fmt.Sprintf("obs://%s/%s exists", bucket, k),
-				Remedy: "Choose another --key, or give --overwrite to replace it.",
+				Remedy: "Choose another key, or give --overwrite to replace it.",
 			}
 		}
 	}
